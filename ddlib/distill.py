@@ -1,0 +1,252 @@
+"""The DC loop with a model pool: config and data in, synthetic set out (arXiv 2402.13007, section 3.2; DC: ICLR 2021)."""
+
+import hashlib
+import json
+import math
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from .config import DistillConfig, to_dict
+from .data import check_ipc, random_real
+from .device import environment
+from .errors import DDError
+from .matching import batchnorms, freeze_batchnorm, matching_step
+from .pool import ModelPool, label
+from .progress import bar
+from .rng import stream, streams
+from .store import load_tensors, save_tensors, write_atomic
+from .synset import SyntheticSet
+
+STREAMS = ("pool", "weights", "batch", "batchnorm", "train")
+CHECKPOINT_SECONDS = 20
+
+
+def distill(config, data, pool=None, store=None, resume=True, progress=True):
+    """Distil `data` into a `SyntheticSet` by gradient matching on nets drawn from a pool.
+
+    `pool`: a `ModelPool`; by default the preset that `config.pool` names. `store`: a folder for snapshots
+    (`it00100.safetensors`), the log (`log.csv`) and a checkpoint; with `resume`, a run that was interrupted goes on from it,
+    bit for bit on a CPU, and a finished one is read back. The result's `history` holds the sets at
+    `config.snapshots`, its `log` one row per iteration: loss (mean per class and outer step), architecture, seconds.
+    Ctrl-C saves a checkpoint of the last whole iteration first. Raises `DDError` for settings the data cannot meet.
+    """
+    run = Run(config, data, pool, store, resume)
+    outer, inner = config.loops
+    with run, bar(config.iterations, f"distil {run.pool.name} s{config.seed}", run.iteration, progress) as ticks:
+        for k in run.remaining():
+            description, net = run.pool.sample(run.rng["pool"], k, run.rng["weights"])
+            net.to(run.images.device, run.images.dtype)
+            losses = []
+            for step in range(outer):
+                if batchnorms(net):
+                    freeze_batchnorm(net, run.batch_of_all_classes(config.batch_bn))
+                losses.append(
+                    matching_step(
+                        net, run.images, run.labels, run.data, run.rng["batch"], config.batch_real, config.slice_size,
+                        config.precision,
+                    )
+                )  # fmt: skip
+                if not run.is_finite(losses[-1]):
+                    break
+                run.optimizer.step()
+                if step < outer - 1:
+                    train_on(run.images.detach(), run.labels, net, inner, config, run.rng["train"])
+            run.finish_iteration(k, description, losses)
+            ticks.update()
+    return run.result()
+
+
+def train_on(images, labels, net, epochs, config, generator):
+    """The inner loop: `epochs` of plain SGD (no momentum) on the synthetic set, so that matching sees trained weights too."""
+    net.train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=config.lr_net)
+    for _ in range(epochs):
+        for batch in batches(len(labels), config.batch_train, generator):
+            optimizer.zero_grad()
+            F.cross_entropy(net(images[batch]), labels[batch]).backward()
+            optimizer.step()
+
+
+def batches(n, size, generator):
+    """Index batches of one epoch, shuffled; a set that fits into one batch is taken whole and in order."""
+    if n <= size:
+        return [slice(None)]
+    return torch.randperm(n, generator=generator).split(size)
+
+
+class Run:
+    """The state of one distillation: pixels, their optimiser, generators, log; and how it survives being stopped."""
+
+    def __init__(self, config, data, pool=None, store=None, resume=True):
+        if not isinstance(config, DistillConfig):
+            raise DDError(f"config is a {type(config).__name__}; needed: a DistillConfig")
+        check_ipc(config.ipc, data)
+        for name in ("batch_real", "batch_bn"):
+            if getattr(config, name) > min(data.counts()):
+                raise DDError(f"{name} is {getattr(config, name)}; allowed: 1 to {min(data.counts())} (the smallest class)")
+        self.config, self.store = config, Path(store) if store else None
+        self.pool = pool or ModelPool.preset(
+            config.pool, config.main_prob, config.width, config.depth, config.width_factor, config.similar_depth,
+            config.warmup, data.shape,
+        )  # fmt: skip
+        if self.pool.shape != data.shape:
+            raise DDError(f"the pool builds nets for (channels, side, classes) {self.pool.shape}; the data have {data.shape}")
+        dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self.data = data.to(dtype=dtype)
+        self.rng = streams(config.seed, STREAMS)
+        channels, side, classes = data.shape
+        self.labels = torch.arange(classes, device=data.device).repeat_interleave(config.ipc)
+        if config.init == "real":
+            images = random_real(data, config.ipc, config.seed).images
+        else:
+            noise = (classes * config.ipc, channels, side, side)
+            images = torch.randn(noise, generator=stream(config.seed, "init"))
+        self.images = images.to(data.device, dtype).clone().requires_grad_()
+        self.optimizer = torch.optim.SGD([self.images], lr=config.lr_images, momentum=config.momentum_images)
+        self.iteration, self.diverged, self.seconds, self.history, self.rows = 0, 0, 0.0, [], []
+        self.stopped = False
+        if self.store and resume and (self.store / "checkpoint.safetensors").is_file():
+            self._load_checkpoint()
+        elif 0 in config.snapshots:
+            self._snapshot()
+
+    def remaining(self):
+        """The iterations still to do, numbered from 1."""
+        self._started = self._saved = time.perf_counter()
+        self._mark()
+        while self.iteration < self.config.iterations and not self.stopped:
+            yield self.iteration + 1
+
+    def batch_of_all_classes(self, n):
+        """`n` random real images of each class, for the statistics of BatchNorm."""
+        classes = range(len(self.data.classes))
+        return torch.cat([self.data.sample(c, n, self.rng["batchnorm"]) for c in classes])
+
+    def is_finite(self, loss):
+        """Whether this step may be taken; the pixels and their momentum are untouched if it may not."""
+        return math.isfinite(loss) and bool(torch.isfinite(self.images.grad).all())
+
+    def finish_iteration(self, k, description, losses):
+        """Log iteration k, take a snapshot if one is due, save a checkpoint now and then."""
+        bad = not self.is_finite(losses[-1])
+        now = time.perf_counter()
+        self.rows.append(
+            {
+                "iteration": k,
+                "loss": sum(losses) / (len(losses) * len(self.data.classes)),
+                "architecture": label(description),
+                "diverged": bad,
+                "seconds": round(now - self._started, 4),
+            }
+        )
+        self.seconds += now - self._started
+        self.iteration, self._started = k, now
+        self.diverged += bad
+        self.stopped = bad and self.config.on_divergence == "stop"
+        if k in self.config.snapshots or k == self.config.iterations or self.stopped:
+            self._snapshot()
+        self._mark()
+        if now - self._saved > CHECKPOINT_SECONDS:
+            self._save_checkpoint()
+
+    def result(self):
+        """The set at the last iteration, with `history` and `log`."""
+        final = self.history[-1] if self.history else self._as_set()
+        final.history, final.log = list(self.history), pd.DataFrame(self.rows)
+        return final
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            self._save_checkpoint()
+
+    def _as_set(self):
+        provenance = environment(self.images.device) | {
+            "seconds": round(self.seconds, 3), "diverged_iterations": self.diverged, "pool": self.pool.to_dict()
+        }  # fmt: skip
+        data = self.data
+        return SyntheticSet(
+            self.images.detach().float().cpu().clone(), self.labels.cpu(), data.mean, data.std, data.classes, data.name,
+            self.iteration, to_dict(self.config), provenance,
+        )  # fmt: skip
+
+    def _snapshot(self):
+        self.history.append(self._as_set())
+        if self.store:
+            self.history[-1].save(self.store / snapshot_name(self.iteration))
+
+    def _mark(self):
+        """Remember the state at an iteration's end: what a checkpoint written in mid-iteration must hold."""
+        tensors = {"images": self.images.detach().clone()}
+        momentum = self.optimizer.state.get(self.images, {}).get("momentum_buffer")
+        if momentum is not None:
+            tensors["momentum"] = momentum.clone()
+        tensors |= {f"rng.{name}": g.get_state() for name, g in self.rng.items()}
+        info = {
+            "settings": self._settings(), "iteration": self.iteration, "diverged": self.diverged, "seconds": self.seconds,
+            "stopped": self.stopped, "snapshots": [s.iteration for s in self.history],
+        }  # fmt: skip
+        self._state = tensors, info
+
+    def _settings(self):
+        return {"config": to_dict(self.config), "pool": self.pool.to_dict(), "dataset": self.data.name}
+
+    def _save_checkpoint(self):
+        if self.store:
+            tensors, info = self._state
+            write_atomic(self.store / "log.csv", pd.DataFrame(self.rows[: info["iteration"]]).to_csv(index=False))
+            save_tensors(self.store / "checkpoint.safetensors", tensors, info)
+            self._saved = time.perf_counter()
+
+    def _load_checkpoint(self):
+        path = self.store / "checkpoint.safetensors"
+        tensors, info = load_tensors(path)
+        try:
+            self._check_settings(path, info["settings"])
+            self.images.data.copy_(tensors["images"])
+            if "momentum" in tensors:
+                self.optimizer.state[self.images]["momentum_buffer"] = tensors["momentum"].to(self.images)
+            for name, generator in self.rng.items():
+                generator.set_state(tensors[f"rng.{name}"])
+            self.iteration, self.diverged, self.seconds = info["iteration"], info["diverged"], info["seconds"]
+            self.stopped = info["stopped"]
+            self.history = [SyntheticSet.load(self.store / snapshot_name(k)) for k in info["snapshots"]]
+            self.rows = read_log(self.store / "log.csv")[: self.iteration]
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise DDError(f"{path} is no checkpoint of this version ({error}); delete {self.store} to start anew") from error
+
+    def _check_settings(self, path, saved):
+        mine = json.loads(json.dumps(self._settings()))
+        names = [k for k in mine["config"] if mine["config"][k] != saved["config"].get(k)]
+        names += [k for k in ("pool", "dataset") if mine[k] != saved[k]]
+        if names:
+            raise DDError(f"{path} was made with another {', '.join(names)}; use another folder, or resume=False")
+
+
+def snapshot_name(iteration):
+    """File name of the set at an iteration."""
+    return f"it{iteration:05d}.safetensors"
+
+
+def store_name(config, dataset):
+    """A folder name for a distillation: readable, and with a hash of everything that decides its result."""
+    settings = json.dumps([to_dict(config), dataset], sort_keys=True)
+    return f"{dataset}-ipc{config.ipc}-{config.pool}-s{config.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+
+
+def read_log(path):
+    """The rows of a `log.csv`; an empty file (no iteration yet) has none."""
+    try:
+        return pd.read_csv(path).to_dict("records")
+    except (OSError, pd.errors.EmptyDataError) as error:
+        if path.is_file():
+            return []
+        raise DDError(f"{path} is missing beside its checkpoint") from error
+    except (ValueError, pd.errors.ParserError) as error:
+        raise DDError(f"{path} is damaged ({error})") from error

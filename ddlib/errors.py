@@ -1,0 +1,25 @@
+"""One exception for everything a user can get wrong, and the checks that raise it."""
+
+import difflib
+
+
+class DDError(ValueError):
+    """A mistake that a person can mend. Its message is one line: the value, and what is allowed."""
+
+
+def check_choice(kind, value, allowed):
+    """Return `value` if it is one of `allowed`; else raise a `DDError` that lists them."""
+    allowed = list(allowed)
+    if value in allowed:
+        return value
+    near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise DDError(f"unknown {kind} {value!r}{hint}; valid: {', '.join(map(str, allowed))}")
+
+
+def check_range(name, value, low, high=float("inf")):
+    """Return `value` if low <= value <= high; else raise a `DDError` that says so."""
+    if isinstance(value, (int, float)) and low <= value <= high:
+        return value
+    allowed = f"at least {low}" if high == float("inf") else f"{low} to {high}"
+    raise DDError(f"{name} is {value!r}; allowed: {allowed}")

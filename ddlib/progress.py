@@ -1,0 +1,19 @@
+"""Progress with a time left: a bar in a notebook or terminal, or in the file that the launcher shows."""
+
+import os
+
+from tqdm.auto import tqdm
+
+VARIABLE = "DDLIB_PROGRESS"  # set by the launcher: a file that it copies to the terminal
+
+
+def bar(total, description, initial=0, show=True):
+    """A tqdm bar of `total` steps. `TQDM_DISABLE=1` hides all bars."""
+    options = {"total": total, "desc": description, "initial": initial, "leave": False}
+    if not show:
+        return tqdm(**options, disable=True)
+    if path := os.environ.get(VARIABLE):
+        from tqdm import tqdm as plain
+
+        return plain(**options, file=open(path, "a"), mininterval=0.5, ncols=100)  # noqa: SIM115 (closed with the process)
+    return tqdm(**options)
