@@ -248,7 +248,7 @@ def check_labels(y_train, y_test, n_train, n_test, classes):
     for part, y, n in (("train", y_train, n_train), ("test", y_test, n_test)):
         if y.ndim != 1 or len(y) != n:
             raise DDError(f"y_{part} has shape {list(y.shape)}; there are {n} images")
-        if len(y) and not (0 <= int(y.min()) and int(y.max()) < len(classes)):
+        if len(y) and not (int(y.min()) >= 0 and int(y.max()) < len(classes)):
             raise DDError(f"y_{part} holds labels {int(y.min())} to {int(y.max())}; allowed: 0 to {len(classes) - 1}")
     for c, count in enumerate(torch.bincount(y_train, minlength=len(classes)).tolist()):
         if count == 0:

@@ -51,7 +51,7 @@ def evaluate(
                 net = fresh_net(net_name, data, config, stream(eval_seed, "eval", net_name))
                 loss = make_loss(protocol, labels, targets, config)
                 train_net(net, images, loss, config, stream(eval_seed, "batches", net_name))
-                row["accuracy"], row["diverged"] = test_net(net, *data.split(split), config.precision)
+                row["accuracy"], row["diverged"] = measure_accuracy(net, *data.split(split), config.precision)
                 row["seconds"] = round(time.perf_counter() - started, 3)
                 done = row | environment(data.device)
                 results.add(done)
@@ -80,13 +80,11 @@ def train_net(net, images, loss, config, generator):
 
 
 def new_optimizer(net, config, lr):
-    return torch.optim.SGD(
-        net.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+    return torch.optim.SGD(net.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
 
 
 @torch.no_grad()
-def test_net(net, images, labels, precision="float32", batch=500):
+def measure_accuracy(net, images, labels, precision="float32", batch=500):
     """(accuracy in percent, diverged): diverged means that weights or logits are not finite."""
     net.eval()
     correct, finite = 0, all(bool(torch.isfinite(p).all()) for p in net.parameters())

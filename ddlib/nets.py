@@ -170,9 +170,7 @@ class BasicBlock(nn.Module):
         )
         self.shortcut = nn.Identity()
         if stride != 1 or inputs != width:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, width, 1, stride=stride, bias=False), NORMS[norm](width, size)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride=stride, bias=False), NORMS[norm](width, size))
 
     def forward(self, x):
         return torch.relu(self.residual(x) + self.shortcut(x))

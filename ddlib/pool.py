@@ -51,9 +51,7 @@ class ModelPool:
                         self.build({"net": member.net} | first | ({option: choice} if option else {}))
 
     @classmethod
-    def preset(
-        cls, name, main_prob=0.9, width=128, depth=3, width_factor=1.0, similar_depth=None, warmup=0, shape=(3, 32, 10)
-    ):
+    def preset(cls, name, main_prob=0.9, width=128, depth=3, width_factor=1.0, similar_depth=None, warmup=0, shape=(3, 32, 10)):
         """One of the paper's pools: `main`, `total_random`, `main_plus_others` or `main_plus_similar`.
 
         `main_prob` is the main model's probability in the last two. `similar_depth` is the depth of the similar ConvNets

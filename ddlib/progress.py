@@ -15,5 +15,5 @@ def bar(total, description, initial=0, show=True):
     if path := os.environ.get(VARIABLE):
         from tqdm import tqdm as plain
 
-        return plain(**options, file=open(path, "a"), mininterval=0.5, ncols=100)  # noqa: SIM115 (closed with the process)
+        return plain(**options, file=open(path, "a"), mininterval=0.5, ncols=100)
     return tqdm(**options)

@@ -44,9 +44,12 @@ def make_loss(protocol, labels, teacher_logits, config):
     if protocol == "kd":
         if teacher_logits is None:
             raise DDError("protocol 'kd' needs a teacher")
-        return lambda logits, batch, epoch: kd_loss(
-            logits, labels[batch], teacher_logits[batch], config.alpha, config.tau
-        )
+        return lambda logits, batch, epoch: kd_loss(logits, labels[batch], teacher_logits[batch], config.alpha, config.tau)
     return lambda logits, batch, epoch: authors_loss(
-        logits, labels[batch], None if teacher_logits is None else teacher_logits[batch], config.alpha, config.tau, epoch
+        logits,
+        labels[batch],
+        None if teacher_logits is None else teacher_logits[batch],
+        config.alpha,
+        config.tau,
+        epoch,
     )

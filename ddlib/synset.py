@@ -140,9 +140,7 @@ def load_synset(path, index=-1, dataset="cifar10"):
         entries = content["data"]
         images, labels = entries[index]
         images, labels = torch.as_tensor(images).float(), torch.as_tensor(labels).long()
-        accuracies = {
-            str(net): [100 * float(a) for a in values] for net, values in content.get("accs_all_exps", {}).items()
-        }
+        accuracies = {str(net): [100 * float(a) for a in values] for net, values in content.get("accs_all_exps", {}).items()}
         classes = int(labels.max()) + 1
     except IndexError as error:
         raise DDError(f"{path} has no entry {index}; it holds {len(entries)}") from error
