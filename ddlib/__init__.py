@@ -1,1 +1,58 @@
+"""ddlib: cross-architecture dataset distillation, reproduced and audited (arXiv 2402.13007).
 
+Config -> data -> `distill` -> `SyntheticSet` -> `evaluate` -> rows -> tables and figures.
+
+>>> import ddlib
+>>> data = ddlib.load_data("digits")
+>>> synset = ddlib.distill(ddlib.DistillConfig(ipc=1, iterations=50, width=32, batch_real=64), data)
+>>> rows = ddlib.evaluate(synset, data, nets=["ConvNet", "LeNet"], protocol="kd", n_eval=3)
+"""
+
+from . import matching
+from .config import DistillConfig, EvalConfig
+from .data import Data, full_real, load_data, random_real
+from .distill import distill
+from .errors import DDError
+from .evaluate import evaluate
+from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net
+from .pool import Member, ModelPool
+from .profiles import PROFILES, Profile, get_profile
+from .results import Results, read_rows
+from .stats import interval, interval_text, paired_difference, summarise
+from .study import Study
+from .synset import SyntheticSet, load_synset
+
+__all__ = [
+    "MLP",
+    "NETS",
+    "PROFILES",
+    "VGG11",
+    "AlexNet",
+    "ConvNet",
+    "DDError",
+    "Data",
+    "DistillConfig",
+    "EvalConfig",
+    "LeNet",
+    "Member",
+    "ModelPool",
+    "Profile",
+    "ResNet18",
+    "Results",
+    "Study",
+    "SyntheticSet",
+    "build_net",
+    "distill",
+    "evaluate",
+    "full_real",
+    "get_profile",
+    "interval",
+    "interval_text",
+    "load_data",
+    "load_synset",
+    "matching",
+    "paired_difference",
+    "random_real",
+    "read_rows",
+    "summarise",
+]  # fmt: skip

@@ -22,6 +22,7 @@ def pick_device(name="auto"):
     return torch.device(name)
 
 
+@functools.cache
 def keep_freed_memory():
     """Tell glibc to keep freed memory instead of giving it back; does nothing elsewhere.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from .config import DistillConfig, to_dict
 from .data import check_ipc, random_real
-from .device import environment
+from .device import environment, keep_freed_memory
 from .errors import DDError
 from .matching import batchnorms, freeze_batchnorm, matching_step
 from .pool import ModelPool, label
@@ -34,6 +34,7 @@ def distill(config, data, pool=None, store=None, resume=True, progress=True):
     `config.snapshots`, its `log` one row per iteration: loss (mean per class and outer step), architecture, seconds.
     Ctrl-C saves a checkpoint of the last whole iteration first. Raises `DDError` for settings the data cannot meet.
     """
+    keep_freed_memory()
     run = Run(config, data, pool, store, resume)
     outer, inner = config.loops
     with run, bar(config.iterations, f"distil {run.pool.name} s{config.seed}", run.iteration, progress) as ticks:

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from .config import PROTOCOLS, EvalConfig, check_known
-from .device import environment
+from .device import environment, keep_freed_memory
 from .distill import batches
 from .errors import DDError, check_choice, check_range
 from .matching import mixed_precision
@@ -34,6 +34,7 @@ def evaluate(
     found there are not computed again and new ones are saved as they finish. A net with non-finite weights or logits is
     marked `diverged` and keeps the accuracy it has. Raises `DDError` for anything unknown or a set that does not fit.
     """
+    keep_freed_memory()
     config = configured(config, settings)
     check_request(synset, data, nets, protocol, n_eval, teacher)
     if protocol == "ce":

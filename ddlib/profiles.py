@@ -24,9 +24,10 @@ class Profile:
     seeds: tuple[int, ...] = (0, 1, 2)  # distillation seeds
     iterations: int = 3000
     snapshots: tuple[int, ...] = (1000, 2000, 3000)
-    pools: tuple[str, ...] = PRESETS
+    report: tuple[int, ...] = (1000, 2000, 3000)  # iterations that the tables show; each is a snapshot too
+    pools: tuple[str, ...] = ("total_random", "main_plus_others", "main_plus_similar")  # 02: Table 5, beside the main model
     main_prob: float = 0.9
-    main_probs: tuple[float, ...] = (0.9,)  # 02: the curve over the main model's probability; 1.0 is the baseline itself
+    main_probs: tuple[float, ...] = ()  # 02: more points of the curve over the main model's probability
     warmup: int = 0
     similar_depth: int | None = None
     batch_real: int = 256
@@ -36,7 +37,8 @@ class Profile:
     outer: int | None = None
     inner: int | None = None
     nets: tuple[str, ...] = tuple(NETS)
-    n_eval: int = 10
+    n_eval: int = 10  # nets per set, architecture and protocol
+    n_audit: int = 10  # the same for the released code's losses (authors-2023)
     epochs: int = 301
     alpha: float = 0.5
     tau: float = 1.5  # used where nothing is chosen
@@ -49,6 +51,8 @@ class Profile:
 
     def __post_init__(self):
         check_types(self)
+        if not set(self.report) <= {*self.snapshots, self.iterations}:
+            raise DDError(f"report is {self.report}; allowed: {(*self.snapshots, self.iterations)} (snapshots, iterations)")
         for pool in self.pools:
             check_choice("pool", pool, PRESETS)
         for net in (*self.nets, *self.full_nets):
@@ -57,6 +61,7 @@ class Profile:
             if not getattr(self, name):
                 raise DDError(f"{name} is empty; it needs at least one value")
         check_range("n_eval", self.n_eval, 1)
+        check_range("n_audit", self.n_audit, 1)
         check_range("n_sweep", self.n_sweep, 1)
         self.distill_config("main", self.seeds[0])
         self.eval_config()
@@ -85,18 +90,20 @@ PROFILES = {
             val_fraction=0.2,
             ipcs=(1,),
             seeds=(0, 1),
-            iterations=60,
-            snapshots=(0, 10, 30, 60),
-            main_probs=(0.5, 0.0),
-            batch_real=64,
+            iterations=50,
+            snapshots=(0, 10, 25, 50),
+            report=(50,),
+            main_probs=(0.5,),
+            batch_real=32,
             width=32,
-            width_factor=0.125,
+            width_factor=0.25,
             n_eval=2,
-            epochs=101,
+            n_audit=1,
+            epochs=61,
             taus=(1.5, 4.0),
             n_sweep=1,
             full_nets=("ConvNet", "MLP", "LeNet"),
-            full_epochs=10,
+            full_epochs=30,
         ),
         Profile(
             name="cifar10-small",
@@ -106,12 +113,14 @@ PROFILES = {
             seeds=(0, 1),
             iterations=300,
             snapshots=(0, 100, 200, 300),
-            main_probs=(0.5,),
-            batch_real=64,
+            report=(300,),
+            batch_real=32,
             width=32,
             width_factor=0.25,
-            n_eval=3,
-            taus=(1.0, 1.5, 4.0),
+            n_eval=2,
+            n_audit=1,
+            epochs=151,
+            taus=(1.5, 4.0),
             n_sweep=1,
             full_nets=("ConvNet", "MLP", "LeNet"),
             full_epochs=5,

@@ -1,0 +1,44 @@
+# Two commands: `make reproduce` and `make test`. Everything else is for working on the project.
+PROFILE ?= quick
+ARGS ?=
+PYTHON ?= python3
+BIN := .venv/bin
+# The notebooks' kernel is the one of this environment, whatever else is installed.
+export JUPYTER_PREFER_ENV_PATH = 1
+unexport JUPYTER_PATH
+
+.PHONY: reproduce test lint notebooks constraints clean
+
+reproduce: $(BIN)/.installed  ## all notebooks with PROFILE=quick, cifar10-small or paper; goes on where it was stopped
+	$(BIN)/python -m ddlib --profile $(PROFILE) --resume $(ARGS)
+
+test: $(BIN)/.installed  ## all tests: linter, pytest, and nbval over the four notebooks in a folder of their own
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest tests
+	out=$$(mktemp -d) && TQDM_DISABLE=1 DDLIB_OUT=$$out $(BIN)/python -m pytest --nbval --nbval-current-env \
+		--nbval-sanitize-with tests/sanitize.cfg -W default notebooks; status=$$?; rm -rf $$out; exit $$status
+
+notebooks: $(BIN)/.installed  ## execute the notebooks in place with `quick`: their outputs are the baseline of nbval
+	out=$$(mktemp -d) && for notebook in notebooks/0*.ipynb; do \
+		TQDM_DISABLE=1 DDLIB_OUT=$$out $(BIN)/papermill $$notebook $$notebook -k python3 --no-progress-bar || exit 1; done; \
+		rm -rf $$out
+	$(BIN)/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill \
+		metadata.language_info.version cell.metadata.execution" notebooks/*.ipynb
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints:  ## renew the exact versions (needs uv)
+	uv pip compile --universal --python-version 3.11 --all-extras --upgrade --no-header --no-annotate --no-emit-index-url \
+		pyproject.toml -o constraints.txt
+
+clean:  ## remove what runs made (not the committed results)
+	rm -rf runs figures/quick paper/results/quick.csv paper/tables/quick-*
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; try make PYTHON=python3.12")'
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks,test]'
+	touch $@

@@ -1,0 +1,371 @@
+"""Data: shapes, normalisation, splits, sampling; every layout a user may bring, and every way it may be wrong."""
+
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_data, refused
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from ddlib.data import full_real, load_data, random_real
+from ddlib.evaluate import evaluate
+from ddlib.rng import stream
+
+PER_CLASS = 8
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+def pixels(n_classes=2, per_class=PER_CLASS, side=32, channels=3, seed=0):
+    """uint8 [N, side, side, channels], the class readable from the brightness, and labels in mixed order."""
+    random = np.random.default_rng(seed)
+    labels = np.tile(np.arange(n_classes), per_class)
+    images = random.integers(0, 100, (len(labels), side, side, channels)) + 70 * labels[:, None, None, None]
+    return images.astype(np.uint8), labels
+
+
+def save_npz(path, images, labels, test_images=None, test_labels=None, **more):
+    arrays = {
+        "x_train": images, "y_train": labels, "x_test": images if test_images is None else test_images,
+        "y_test": labels if test_labels is None else test_labels,
+    }  # fmt: skip
+    np.savez(path, **(arrays | more))
+    return path
+
+
+def save_tree(folder, images, labels, classes, suffix="png"):
+    for part in ("train", "test"):
+        for k, (image, label) in enumerate(zip(images, labels, strict=True)):
+            place = folder / part / classes[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{k:03d}.{suffix}")
+    return folder
+
+
+# Digits ---------------------------------------------------------------------------------------------------------------
+
+
+def test_digits_have_the_documented_sizes(digits):
+    assert digits.shape == (1, 32, 10) and digits.name == "digits" and digits.classes == tuple("0123456789")
+    assert len(digits.x_train) + len(digits.x_val) + len(digits.x_test) == 1797
+    assert torch.bincount(digits.y_test).tolist() == [50] * 10
+    assert sum(digits.counts()) == len(digits.x_train) and digits.x_train.dtype == torch.float32
+
+
+def test_training_images_are_normalised_by_their_own_mean_and_std(digits):
+    assert digits.x_train.mean().item() == pytest.approx(0, abs=0.02)
+    assert digits.x_train.std().item() == pytest.approx(1, abs=0.02)
+    back = digits.x_train * digits.std[0] + digits.mean[0]
+    assert back.min() > -1e-5 and back.max() < 1 + 1e-5
+
+
+def test_splits_are_disjoint_and_together_the_whole(digits):
+    prints = [{x.numpy().tobytes() for x in digits.split(name)[0]} for name in ("train", "val", "test")]
+    train, val, test = prints
+    assert not (train & val or train & test or val & test)
+    assert [len(p) for p in prints] == [len(digits.x_train), len(digits.x_val), len(digits.x_test)]
+
+
+def test_validation_takes_its_fraction_of_each_class(digits):
+    held_out = torch.bincount(digits.y_val, minlength=10)
+    total = held_out + torch.tensor(digits.counts())
+    assert held_out.tolist() == [round(0.1 * n) for n in total.tolist()]
+
+
+def test_training_images_are_sorted_by_class(digits):
+    assert torch.equal(digits.y_train, digits.y_train.sort().values)
+
+
+def test_loading_twice_holds_out_the_same(digits):
+    again = load_data("digits")
+    assert torch.equal(digits.x_val, again.x_val) and torch.equal(digits.x_train, again.x_train)
+
+
+def test_a_net_learns_the_digits(digits):
+    """Images and labels belong together, in training as in test."""
+    rows = evaluate(full_real(digits), digits, ["MLP"], n_eval=1, epochs=4, batch=64, progress=False)
+    assert rows["accuracy"][0] > 85
+
+
+def test_side_is_resized_to(digits):
+    small = load_data("digits", side=28)
+    assert small.shape == (1, 28, 10) and len(small.x_train) == len(digits.x_train)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_validation_fraction_is_the_users(fraction):
+    data = load_data("digits", val_fraction=fraction)
+    assert len(data.x_val) / (len(data.x_val) + len(data.x_train)) == pytest.approx(fraction, abs=0.01)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0])
+def test_impossible_validation_fraction_is_refused(fraction):
+    with refused("val_fraction", fraction, "0.0 to 0.9"):
+        load_data("digits", val_fraction=fraction)
+
+
+# Sampling -------------------------------------------------------------------------------------------------------------
+
+
+def test_sample_gives_only_the_class_and_no_image_twice(data):
+    own = {x.numpy().tobytes() for x in data.x_train[data.y_train == 1]}
+    for k in range(5):
+        drawn = [x.numpy().tobytes() for x in data.sample(1, 9, stream(k, "sample"))]
+        assert len(set(drawn)) == 9 and set(drawn) <= own
+
+
+def test_sample_reaches_every_image_of_a_class(data):
+    generator = stream(0, "sample")
+    drawn = {x.numpy().tobytes() for _ in range(40) for x in data.sample(2, 3, generator)}
+    assert drawn == {x.numpy().tobytes() for x in data.x_train[data.y_train == 2]}
+
+
+def test_sample_of_more_than_a_class_holds_is_refused(data):
+    with refused("13", "'b'", "12"):
+        data.sample(1, 13, stream(0, "sample"))
+
+
+def test_to_changes_the_type_of_images_only(data):
+    data.sample(0, 1, stream(0, "x"))  # fills a cache that must not travel
+    double = data.to(dtype=torch.float64)
+    assert double.x_train.dtype == double.x_test.dtype == torch.float64 and double.y_val.dtype == torch.int64
+    assert torch.equal(double.x_val.float(), data.x_val)
+    assert double.sample(0, 2, stream(0, "x")).dtype == torch.float64
+
+
+def test_unknown_split_is_refused(data):
+    with refused("'valid'", "did you mean 'val'", "train"):
+        data.split("valid")
+
+
+def test_random_real_takes_ipc_different_images_of_each_class(data):
+    one, same, other = (random_real(data, 3, seed) for seed in (0, 0, 1))
+    assert one.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and one.ipc == 3
+    for c in range(3):
+        own = {x.numpy().tobytes() for x in data.x_train[data.y_train == c]}
+        drawn = {x.numpy().tobytes() for x in one.images[one.labels == c]}
+        assert len(drawn) == 3 and drawn <= own
+    assert one.id == same.id != other.id
+    assert one.config == {"ipc": 3, "pool": "random_real", "seed": 0} and one.dataset == data.name
+
+
+@pytest.mark.parametrize("ipc", [0, 13])
+def test_random_real_of_an_impossible_ipc_is_refused(data, ipc):
+    with refused(f"ipc is {ipc}", "1 to 12", "'a'"):
+        random_real(data, ipc, 0)
+
+
+def test_full_real_is_all_training_images(data):
+    whole = full_real(data)
+    assert torch.equal(whole.images, data.x_train) and torch.equal(whole.labels, data.y_train)
+    assert whole.config["pool"] == "full_data"
+
+
+# A user's own arrays --------------------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "uint8 NHWC": lambda x: x,
+    "uint8 NCHW": lambda x: x.transpose(0, 3, 1, 2),
+    "float32 NHWC": lambda x: x.astype(np.float32) / 255,
+    "float64 NCHW": lambda x: x.transpose(0, 3, 1, 2) / 255,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_npz_layouts_give_the_same_data(tmp_path, layout):
+    images, labels = pixels()
+    data = load_data(save_npz(tmp_path / "mine.npz", LAYOUTS[layout](images), labels))
+    assert data.shape == (3, 32, 2) and data.name == "mine" and data.classes == ("0", "1")
+    expected = torch.tensor(images.transpose(0, 3, 1, 2) / 255, dtype=torch.float32)
+    torch.testing.assert_close(data.mean, tuple(expected.mean((0, 2, 3)).tolist()), rtol=1e-5, atol=1e-6)
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (data.mean, data.std))
+    torch.testing.assert_close(data.x_test * std + mean, expected, rtol=1e-5, atol=1e-6)
+    assert data.y_test.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("float_pixels", [False, True])
+@pytest.mark.parametrize("side", [28, 32])
+def test_npz_of_gray_images_without_a_channel(tmp_path, side, float_pixels):
+    images, labels = pixels(side=side, channels=1)
+    images = images[..., 0] / 255 if float_pixels else images[..., 0]
+    data = load_data(save_npz(tmp_path / "gray.npz", images, labels))
+    assert data.shape == (1, side, 2)
+    back = data.x_test[:, 0] * data.std[0] + data.mean[0]
+    torch.testing.assert_close(back, torch.tensor(images / (1 if float_pixels else 255)).float(), rtol=1e-5, atol=1e-6)
+
+
+def test_labels_stay_with_their_images(tmp_path):
+    """Class 1 is brighter by construction, in whichever order and split it comes."""
+    data = load_data(save_npz(tmp_path / "mine.npz", *pixels()), val_fraction=0.25)
+    for part in ("train", "val", "test"):
+        x, y = data.split(part)
+        assert ((x.mean((1, 2, 3)) > 0) == (y == 1)).all()
+    assert data.counts() == [6, 6] and len(data.x_val) == 4
+
+
+def test_npz_may_name_its_classes(tmp_path):
+    data = load_data(save_npz(tmp_path / "mine.npz", *pixels(), classes=np.array(["cat", "dog"])))
+    assert data.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(("side", "asked", "expected"), [(40, None, 32), (32, 28, 28), (28, 32, 32)])
+def test_npz_images_are_resized(tmp_path, side, asked, expected):
+    data = load_data(save_npz(tmp_path / "mine.npz", *pixels(side=side)), side=asked)
+    assert data.shape[1] == expected == data.x_test.shape[2]
+
+
+def test_validation_holds_out_at_least_one_image_of_a_small_class(tmp_path):
+    """A tenth of 4 rounds to 0; the docstring promises one."""
+    data = load_data(save_npz(tmp_path / "mine.npz", *pixels(per_class=4)), val_fraction=0.1)
+    assert torch.bincount(data.y_val, minlength=2).tolist() == [1, 1]
+
+
+def test_a_class_of_one_image_keeps_it_for_training(tmp_path):
+    data = load_data(save_npz(tmp_path / "mine.npz", *pixels(per_class=1)), val_fraction=0.5)
+    assert data.counts() == [1, 1]
+
+
+IMAGES, LABELS = pixels()
+GRAY = IMAGES[..., :1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ((IMAGES / 127.5 - 1, LABELS), ("pixels", "-1", "0 to 1")),
+        ((IMAGES.astype(np.int64), LABELS), ("pixels", "169", "0 to 1")),
+        ((np.where(IMAGES[0, 0, 0, 0] == IMAGES, np.nan, IMAGES / 255), LABELS), ("pixels", "nan", "0 to 1")),
+        ((IMAGES[0], LABELS), ("y_train", "[16]", "32 images")),
+        ((IMAGES[None], LABELS), ("[1, 16, 32, 32, 3]", "[N, C, H, W]")),
+        ((IMAGES[:0], LABELS), ("[0,", "N at least 1")),
+        ((IMAGES, LABELS[:-1]), ("y_train", "[15]", "16")),
+        ((IMAGES, LABELS.astype(float)), ("y_train", "float64", "integers")),
+        ((IMAGES, LABELS - 1), ("y_train", "-1 to 0", "0 to")),
+        ((IMAGES, LABELS, IMAGES, LABELS + 1), ("y_test", "1 to 2", "0 to 1")),
+        ((IMAGES, LABELS, IMAGES, LABELS + 0.5), ("y_test", "float64", "integers")),
+        ((IMAGES, LABELS, IMAGES, LABELS[:3]), ("y_test", "[3]", "16")),
+        ((IMAGES, LABELS, GRAY, LABELS), ("1", "3", "channels")),
+        ((IMAGES, LABELS * 2), ("'1'", "no training images")),
+        ((IMAGES.astype(str), LABELS), ("mine.npz", "images")),
+    ],
+    ids=["from -1 to 1", "integers", "nan", "one image", "5-D", "none", "labels too few", "label floats", "negative label",
+         "label too large", "test label floats", "test labels too few", "channels differ", "empty class", "text"],
+)  # fmt: skip
+def test_arrays_that_make_no_data_set_are_refused(tmp_path, arrays, words):
+    path = save_npz(tmp_path / "mine.npz", *arrays)
+    with refused(*words):
+        load_data(path)
+
+
+@pytest.mark.parametrize("classes", [["cat"], ["cat", "dog", "cow"]])
+def test_class_names_must_fit_the_labels(tmp_path, classes):
+    path = save_npz(tmp_path / "mine.npz", IMAGES, LABELS, classes=np.array(classes))
+    with refused("0 to 0" if len(classes) == 1 else "'cow'"):
+        load_data(path)
+
+
+def test_npz_that_lacks_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / "mine.npz", x_train=IMAGES, y_train=LABELS)
+    with refused("mine.npz", "lacks x_test, y_test", "x_train"):
+        load_data(tmp_path / "mine.npz")
+
+
+def test_pickled_objects_are_refused(tmp_path):
+    path = save_npz(tmp_path / "mine.npz", np.array([{"a": 1}], dtype=object), LABELS)
+    with refused("mine.npz", "plain arrays"):
+        load_data(path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "half", "flipped", "npy"])
+def test_damaged_npz_is_refused(tmp_path, damage):
+    path = save_npz(tmp_path / "mine.npz", IMAGES, LABELS)
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 255
+    if damage == "npy":
+        with open(path, "wb") as file:
+            np.save(file, IMAGES)
+    else:
+        path.write_bytes({"empty": b"", "text": b"hello", "half": content[: len(content) // 2], "flipped": content}[damage])
+    with refused("mine.npz", "damaged"):
+        load_data(path)
+
+
+# A tree of images -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("channels", "side", "asked"), [(3, 32, None), (1, 32, None), (3, 20, 28)])
+def test_image_folder(tmp_path, channels, side, asked):
+    images, labels = pixels(side=side, channels=channels)
+    tree = save_tree(tmp_path / "pets", images if channels == 3 else images[..., 0], labels, ["cat", "dog"])
+    data = load_data(tree, side=asked, val_fraction=0.25)
+    assert data.shape == (3, asked or 32, 2) and data.classes == ("cat", "dog") and data.name == "pets"
+    assert data.counts() == [6, 6] and len(data.x_val) == 4 and len(data.x_test) == 16
+    for part in ("train", "val", "test"):
+        x, y = data.split(part)
+        assert ((x.mean((1, 2, 3)) > 0) == (y == 1)).all()
+    if side == 32:
+        back = data.x_test[0] * torch.tensor(data.std).view(-1, 1, 1) + torch.tensor(data.mean).view(-1, 1, 1)
+        expected = torch.tensor(images[0].transpose(2, 0, 1) / 255).float().expand(3, -1, -1)
+        torch.testing.assert_close(back, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_folder_without_test_images_is_refused(tmp_path):
+    tree = save_tree(tmp_path / "pets", *pixels(), ["cat", "dog"])
+    (tree / "test").rename(tree / "rest")
+    with refused("test", "needed: test/<class>/"):
+        load_data(tree)
+
+
+def test_folder_with_an_empty_class_is_refused(tmp_path):
+    tree = save_tree(tmp_path / "pets", *pixels(), ["cat", "dog"])
+    (tree / "train" / "eel").mkdir()
+    with refused("train", "eel", "needed"):
+        load_data(tree)
+
+
+def test_folder_whose_parts_have_other_classes_is_refused(tmp_path):
+    tree = save_tree(tmp_path / "pets", *pixels(), ["cat", "dog"])
+    (tree / "test" / "dog").rename(tree / "test" / "cow")
+    with refused("['cat', 'dog']", "['cat', 'cow']"):
+        load_data(tree)
+
+
+def test_folder_with_a_damaged_image_is_refused(tmp_path):
+    tree = save_tree(tmp_path / "pets", *pixels(), ["cat", "dog"])
+    (tree / "train" / "cat" / "000.png").write_bytes(b"no image")
+    with refused("000.png"):
+        load_data(tree)
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cifar100", "missing.npz", "no/such/folder"])
+def test_unknown_data_set_is_refused(name):
+    with refused(name, "cifar10", "digits", ".npz"):
+        load_data(name)
+
+
+@pytest.mark.parametrize("side", [16, 64])
+def test_a_side_that_nets_cannot_take_is_refused(side):
+    with refused(side, "28, 32"):
+        load_data("digits", side=side)
+
+
+def test_cifar10_without_data_or_network_says_what_to_do(tmp_path, monkeypatch):
+    def no_network(self):
+        raise URLError("no network")
+
+    monkeypatch.setattr(CIFAR10, "download", no_network)
+    with refused(tmp_path, "could not be downloaded", "cifar-10-batches-py", "--data-root"):
+        load_data("cifar10", root=tmp_path)
+
+
+def test_helper_data_is_what_the_tests_take_it_for():
+    data = make_data(classes=4, per_class=5)
+    assert data.counts() == [5] * 4 and data.shape == (1, 28, 4)

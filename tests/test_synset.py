@@ -1,0 +1,261 @@
+"""Synthetic sets: files that carry all that is needed, and what is refused of other people's files."""
+
+import json
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import refused
+from PIL import Image
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+from ddlib.store import load_tensors, save_tensors
+from ddlib.synset import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, SyntheticSet, load_synset
+
+
+def make(ipc=2, classes=("cat", "dog"), **changes):
+    images = torch.randn(ipc * len(classes), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    fields = {
+        "images": images, "labels": torch.arange(len(classes)).repeat_interleave(ipc), "mean": (0.5, 0.4, 0.3),
+        "std": (0.25, 0.2, 0.1), "classes": classes, "dataset": "pets", "iteration": 7,
+        "config": {"ipc": ipc, "pool": "main", "snapshots": [1, 2], "lr_images": 0.1, "outer": None},
+        "provenance": {"seconds": 1.25, "torch": "2", "pool": {"members": [{"probability": 0.9}]}},
+    }  # fmt: skip
+    return SyntheticSet(**(fields | changes))
+
+
+@pytest.mark.parametrize("loader", [SyntheticSet.load, load_synset])
+def test_save_and_load_is_bit_for_bit(tmp_path, loader):
+    one = make()
+    one.images[0, 0, 0, :4] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
+    two = loader(one.save(tmp_path / "set"))
+    assert two.images.dtype == torch.float32 and two.images.numpy().tobytes() == one.images.numpy().tobytes()
+    assert torch.equal(two.labels, one.labels) and two.id == one.id
+    for name in ("mean", "std", "classes", "dataset", "iteration", "config", "provenance"):
+        assert getattr(two, name) == getattr(one, name), name
+
+
+def test_json_beside_the_file_says_what_is_in_it(tmp_path):
+    one = make()
+    about = json.loads(one.save(tmp_path / "set").with_suffix(".json").read_text())
+    assert about["id"] == one.id and about["config"] == one.config and about["mean"] == list(one.mean)
+    (tmp_path / "set.json").unlink()
+    assert SyntheticSet.load(tmp_path / "set.safetensors").id == one.id
+
+
+def test_unknown_normalisation_round_trips(tmp_path):
+    assert SyntheticSet.load(make(mean=None, std=None).save(tmp_path / "set")).mean is None
+
+
+def test_id_changes_with_a_pixel_or_a_label_and_with_nothing_else():
+    one, pixel, label, rest = make(), make(), make(), make(config={}, iteration=9)
+    pixel.images[0, 0, 0, 0] += 1e-6
+    label.labels[1] = 1
+    assert one.id == rest.id and len({one.id, pixel.id, label.id}) == 3
+
+
+def test_images01_undoes_the_normalisation_and_clips():
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
+    normalised = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(make(ipc=1, images=normalised).images01(), pixels)
+    beyond = make(ipc=1, images=normalised * 100).images01()
+    assert beyond.min() == 0 and beyond.max() == 1
+
+
+def test_images01_of_unknown_normalisation_is_refused():
+    with refused("normalisation", "unknown", "dataset='cifar10'"):
+        make(mean=None).images01()
+
+
+def test_ipc_is_that_of_the_smallest_class():
+    assert make(images=torch.zeros(5, 3, 32, 32), labels=torch.tensor([0, 0, 0, 1, 1])).ipc == 2
+
+
+def test_it_is_a_data_set_for_a_loader():
+    one = make(ipc=3)
+    batches = list(DataLoader(one, batch_size=4))
+    assert len(one) == 6 and [len(labels) for _, labels in batches] == [4, 2]
+    assert torch.equal(torch.cat([images for images, _ in batches]), one.images)
+    assert torch.equal(torch.cat([labels for _, labels in batches]), one.labels)
+
+
+def test_to_keeps_everything():
+    one = make()
+    two = one.to("cpu")
+    assert two.id == one.id and two.config == one.config and two.provenance == one.provenance
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pngs_show_the_images(tmp_path, channels):
+    normalisation = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
+    one = make(images=torch.randn(4, channels, 32, 32), **normalisation)
+    paths = one.export_pngs(tmp_path / "png")
+    assert [p.name for p in paths] == ["cat_000.png", "cat_001.png", "dog_000.png", "dog_001.png"]
+    for path, image in zip(paths, one.images01(), strict=True):
+        with Image.open(path) as file:
+            shown = np.asarray(file).reshape(32, 32, channels).transpose(2, 0, 1) / 255
+        assert np.abs(shown - image.numpy()).max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "changes", [{"labels": torch.zeros(3)}, {"images": torch.zeros(4, 32, 32)}, {"images": torch.zeros(0, 3, 8, 8)}]
+)
+def test_images_and_labels_that_do_not_fit_are_refused(changes):
+    with refused("images", "labels", "[N, C, H, W]"):
+        make(**changes)
+
+
+# Files that are none --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0, 5, 300, -4])
+def test_truncated_file_is_refused(tmp_path, keep):
+    path = make().save(tmp_path / "set")
+    path.write_bytes(path.read_bytes()[:keep])
+    with refused("set.safetensors", "damaged"):
+        SyntheticSet.load(path)
+
+
+def test_missing_file_is_refused(tmp_path):
+    with refused("no file", "set.safetensors"):
+        SyntheticSet.load(tmp_path / "set")
+    with refused("no file", "set.pt"):
+        load_synset(tmp_path / "set.pt")
+
+
+@pytest.mark.parametrize("lost", ["format", "mean", "classes", "config"])
+def test_header_that_lacks_something_is_refused(tmp_path, lost):
+    tensors, info = load_tensors(make().save(tmp_path / "set"))
+    del info[lost]
+    path = save_tensors(tmp_path / "set.safetensors", tensors, info)
+    with refused("set.safetensors", "no synthetic set", lost):
+        SyntheticSet.load(path)
+
+
+@pytest.mark.parametrize("tensors", [{"weights": torch.zeros(3)}, {"images": torch.zeros(2, 3, 32, 32)}])
+def test_other_tensors_are_refused(tmp_path, tensors):
+    _, info = load_tensors(make().save(tmp_path / "set"))
+    with refused("set.safetensors", "no synthetic set"):
+        SyntheticSet.load(save_tensors(tmp_path / "set.safetensors", tensors, info))
+
+
+def test_another_format_is_refused(tmp_path):
+    tensors, info = load_tensors(make().save(tmp_path / "set"))
+    with refused("format 2", "reads 1"):
+        SyntheticSet.load(save_tensors(tmp_path / "set.safetensors", tensors, info | {"format": 2}))
+
+
+def test_safetensors_of_others_is_refused(tmp_path):
+    save_file({"images": torch.zeros(2, 3, 32, 32)}, tmp_path / "set.safetensors")
+    with refused("set.safetensors", "not one of ddlib's"):
+        load_synset(tmp_path / "set.safetensors")
+
+
+# The DC family's .pt --------------------------------------------------------------------------------------------------
+
+
+def entry(seed, ipc=1):
+    images = torch.randn(10 * ipc, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return [images, torch.arange(10).repeat_interleave(ipc)]
+
+
+def save_pt(path, content, old_numpy=False):
+    torch.save(content, path)
+    if old_numpy:  # numpy < 2 pickled its scalars under another module name
+        with zipfile.ZipFile(path) as file:
+            parts = {name: file.read(name) for name in file.namelist()}
+        with zipfile.ZipFile(path, "w") as file:
+            for name, part in parts.items():
+                file.writestr(name, part.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+        assert any(b"numpy.core" in part for part in parts.values()) or np.lib.NumpyVersion(np.__version__) >= "2.0.0"
+    return path
+
+
+@pytest.mark.parametrize("old_numpy", [False, True])
+def test_released_file_with_stored_accuracies(tmp_path, old_numpy):
+    accuracies = {"ConvNet": [np.float64(0.283), np.float64(0.29)], "MLP": [], "LeNet": [0.5]}
+    content = {"data": [entry(0), entry(1)], "accs_all_exps": accuracies}
+    path = save_pt(tmp_path / "res_DC.pt", content, old_numpy)
+    with zipfile.ZipFile(path) as file:
+        pickled = next(file.read(name) for name in file.namelist() if name.endswith("data.pkl"))
+    assert (b"numpy.core.multiarray" in pickled) == old_numpy
+    one = load_synset(path)
+    assert torch.equal(one.images, entry(1)[0]) and one.labels.tolist() == list(range(10))
+    assert (one.mean, one.std, one.classes) == (CIFAR10_MEAN, CIFAR10_STD, CIFAR10_CLASSES)
+    stored = one.provenance["accuracies"]
+    assert stored == {"ConvNet": [pytest.approx(28.3), pytest.approx(29.0)], "MLP": [], "LeNet": [50.0]}
+    assert one.dataset == "cifar10" and one.config == {"ipc": 1, "pool": "res_DC", "seed": 1}
+
+
+@pytest.mark.parametrize(("index", "seed"), [(-1, 2), (0, 0), (1, 1), (-3, 0)])
+def test_index_chooses_the_entry(tmp_path, index, seed):
+    one = load_synset(save_pt(tmp_path / "x.pt", {"data": [entry(k, ipc=2) for k in range(3)]}), index)
+    assert torch.equal(one.images, entry(seed, ipc=2)[0]) and one.ipc == 2 and one.config["seed"] == seed
+
+
+@pytest.mark.parametrize("index", [1, -2])
+def test_index_beyond_the_entries_is_refused(tmp_path, index):
+    path = save_pt(tmp_path / "x.pt", {"data": [entry(0)]})
+    with refused("x.pt", f"no entry {index}", "holds 1"):
+        load_synset(path, index)
+
+
+def test_released_file_of_unknown_normalisation(tmp_path):
+    one = load_synset(save_pt(tmp_path / "x.pt", {"data": [entry(0)]}), dataset=None)
+    assert one.mean is None and one.dataset == "unknown" and one.classes == tuple("0123456789")
+
+
+def test_normalisation_of_another_data_set_is_not_guessed(tmp_path):
+    path = save_pt(tmp_path / "x.pt", {"data": [entry(0)]})
+    with refused("'svhn'", "'cifar10' or None"):
+        load_synset(path, dataset="svhn")
+
+
+class Evil:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_malicious_file_is_refused_and_not_executed(tmp_path, zipped):
+    content = {"data": [entry(0)], "accs_all_exps": Evil(f"echo > {tmp_path}/executed")}
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with refused("x.pt", "more than tensors and numbers"):
+        load_synset(tmp_path / "x.pt")
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.zeros(3),
+        [1, 2],
+        {"state_dict": {"a": torch.zeros(2)}},
+        {"data": None},
+        {"data": [[torch.zeros(2, 3, 32, 32)]]},
+        {"data": [[torch.zeros(0, 3, 32, 32), torch.zeros(0)]]},
+        {"data": [["a", "b"]]},
+        {"data": [entry(0)], "accs_all_exps": [1]},
+        {"data": [[entry(0)[0], torch.arange(10) - 1]]},
+        {"data": [[entry(0)[0], torch.arange(9)]]},
+    ],
+    ids=["tensor", "list", "weights", "none", "no labels", "empty", "text", "accuracies", "negative labels", "too few labels"],
+)
+def test_other_contents_are_refused(tmp_path, content):
+    with refused(""):
+        load_synset(save_pt(tmp_path / "x.pt", content))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"some text\n" * 9, b"\x80\x02.", "half"])
+def test_damaged_pt_is_refused(tmp_path, content):
+    path = save_pt(tmp_path / "x.pt", {"data": [entry(0)]})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
+    with refused("x.pt", "damaged"):
+        load_synset(path)
