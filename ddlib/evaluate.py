@@ -3,7 +3,6 @@
 import time
 from dataclasses import replace
 
-import pandas as pd
 import torch
 
 from .config import PROTOCOLS, EvalConfig, check_known
@@ -14,7 +13,7 @@ from .matching import mixed_precision
 from .nets import NETS, build_net
 from .progress import bar
 from .protocols import make_loss
-from .results import COLUMNS, Results
+from .results import Results, as_frame
 from .rng import stream
 
 TEACHER = "ConvNet"
@@ -58,7 +57,7 @@ def evaluate(
                 results.add(done)
             rows.append(done)
             ticks.update()
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return as_frame(rows)
 
 
 def train_net(net, images, loss, config, generator):

@@ -35,7 +35,22 @@ def read_rows(path):
     lacking, foreign = [c for c in COLUMNS if c not in rows], [c for c in rows if c not in COLUMNS]
     if lacking or foreign:
         raise DDError(f"{path} has another schema: lacks {lacking or 'nothing'}, has unknown {foreign or 'nothing'}")
-    return rows[list(COLUMNS)].astype({"diverged": bool})
+    try:
+        frame = as_frame(rows)
+    except (ValueError, TypeError) as error:
+        raise DDError(f"{path} is damaged ({error})") from error
+    whole = rows[list(TEXT)].notna().all(axis=1) & frame["accuracy"].between(0, 100) & rows["diverged"].isin([True, False])
+    if not whole.all():
+        raise DDError(f"{path} is damaged: line {int((~whole).argmax()) + 2} is cut short or holds no accuracy from 0 to 100")
+    return frame
+
+
+def as_frame(rows):
+    """Rows (dicts or a `DataFrame`) as a `DataFrame` with `COLUMNS` and the same types wherever they come from."""
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    numbers = [c for c in COLUMNS if c not in (*TEXT, "diverged")]
+    frame[numbers] = frame[numbers].apply(pd.to_numeric)
+    return frame.astype(dict.fromkeys(TEXT, str) | {"diverged": bool})
 
 
 def row_key(row):
@@ -54,7 +69,7 @@ class Results:
 
     def __init__(self, path=None):
         self.path = Path(path) if path else None
-        frame = read_rows(self.path) if self.path and self.path.is_file() else pd.DataFrame(columns=list(COLUMNS))
+        frame = read_rows(self.path) if self.path and self.path.is_file() else as_frame([])
         self._rows = {row_key(row): row for row in frame.to_dict("records")}
 
     def get(self, row):
@@ -69,4 +84,4 @@ class Results:
 
     def frame(self):
         """All rows as a `DataFrame`, in the order they were added."""
-        return pd.DataFrame(list(self._rows.values()), columns=list(COLUMNS))
+        return as_frame(list(self._rows.values()))

@@ -1,5 +1,6 @@
 """Data: shapes, normalisation, splits, sampling; every layout a user may bring, and every way it may be wrong."""
 
+import gc
 from urllib.error import URLError
 
 import numpy as np
@@ -293,6 +294,7 @@ def test_damaged_npz_is_refused(tmp_path, damage):
         path.write_bytes({"empty": b"", "text": b"hello", "half": content[: len(content) // 2], "flipped": content}[damage])
     with refused("mine.npz", "damaged"):
         load_data(path)
+    gc.collect()  # a file left open would warn here
 
 
 # A tree of images -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from ddlib.store import load_tensors, save_tensors
 
 loop = module("distill")
 SMALL = {
-    "ipc": 2, "main_prob": 0.4, "width": 4, "depth": 1, "iterations": 4, "outer": 2, "inner": 2, "batch_real": 6, "batch_bn": 4,
+    "ipc": 2, "main_prob": 0.4, "width": 4, "depth": 1, "iterations": 4, "outer": 2, "inner": 2, "batch_real": 6,
+    "batch_bn": 4,
 }  # fmt: skip
 
 
@@ -144,7 +145,7 @@ def test_loop_equals_the_slow_version(tmp_path, options, changes):
 
 @contextlib.contextmanager
 def stopped_at(name, call, after=False, error=KeyboardInterrupt):
-    """Within the block call number `call` of `ddlib.distill.<name>` raises, before or after its work; the block must end so."""
+    """Within the block call number `call` of `ddlib.distill.<name>` raises, before or after its work."""
     owner = loop if hasattr(loop, name) else loop.Run
     real, calls = getattr(owner, name), []
 
@@ -437,11 +438,11 @@ def test_matching_makes_the_loss_fall(data):
 
 
 @pytest.mark.parametrize(
-    ("ipc", "expected"),
-    [(1, (1, 1)), (5, (1, 1)), (10, (10, 50)), (20, (20, 25)), (30, (30, 20)), (40, (40, 15)), (50, (50, 10)), (99, (50, 10))],
+    ("ipc", "outer", "inner"),
+    [(1, 1, 1), (5, 1, 1), (10, 10, 50), (20, 20, 25), (30, 30, 20), (40, 40, 15), (50, 50, 10), (99, 50, 10)],
 )
-def test_loops_by_ipc(ipc, expected):
-    assert loops(ipc) == expected == DistillConfig(ipc=ipc).loops
+def test_loops_by_ipc(ipc, outer, inner):
+    assert loops(ipc) == (outer, inner) == DistillConfig(ipc=ipc).loops
 
 
 def test_batches_cover_every_index_once():

@@ -171,7 +171,6 @@ def save_pt(path, content, old_numpy=False):
         with zipfile.ZipFile(path, "w") as file:
             for name, part in parts.items():
                 file.writestr(name, part.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-        assert any(b"numpy.core" in part for part in parts.values()) or np.lib.NumpyVersion(np.__version__) >= "2.0.0"
     return path
 
 
@@ -246,14 +245,18 @@ def test_malicious_file_is_refused_and_not_executed(tmp_path, zipped):
         {"data": [[entry(0)[0], torch.arange(10) - 1]]},
         {"data": [[entry(0)[0], torch.arange(9)]]},
     ],
-    ids=["tensor", "list", "weights", "none", "no labels", "empty", "text", "accuracies", "negative labels", "too few labels"],
+    ids=["tensor", "list", "weights", "none", "no labels", "empty", "text", "accuracies", "negative", "too few"],
 )
 def test_other_contents_are_refused(tmp_path, content):
     with refused(""):
         load_synset(save_pt(tmp_path / "x.pt", content))
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"some text\n" * 9, b"\x80\x02.", "half"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"some text\n" * 9, b"\x80\x02.", "half"],
+    ids=["empty", "word", "text", "pickle", "half"],
+)
 def test_damaged_pt_is_refused(tmp_path, content):
     path = save_pt(tmp_path / "x.pt", {"data": [entry(0)]})
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)

@@ -1,0 +1,402 @@
+"""Evaluation: the training schedule by hand, one row per net, nothing computed twice, nothing dropped."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import module, refused
+from torch import nn
+
+from ddlib.config import EvalConfig
+from ddlib.data import load_data, random_real
+from ddlib.evaluate import evaluate, fresh_net, measure_accuracy, teacher_logits, train_net
+from ddlib.protocols import make_loss
+from ddlib.results import COLUMNS, Results, read_rows
+from ddlib.rng import stream
+from ddlib.store import write_atomic
+from ddlib.synset import SyntheticSet
+
+TINY = EvalConfig(epochs=3, width=4, depth=1, width_factor=0.05)
+
+
+def rows_of(synset, data, nets=("ConvNet",), protocol="ce", n_eval=1, seed=0, **options):
+    return evaluate(synset, data, nets, protocol, n_eval, seed, **({"config": TINY, "progress": False} | options))
+
+
+def outcome(rows):
+    return rows.drop(columns="seconds")
+
+
+def same_rows(one, two):
+    pd.testing.assert_frame_equal(outcome(one), outcome(two), check_exact=True, check_dtype=False)
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """The arguments of every call of `train_net`: (net, images, loss, config, generator)."""
+    evaluation, calls = module("evaluate"), []
+    real = evaluation.train_net
+    monkeypatch.setattr(evaluation, "train_net", lambda *args: calls.append(args) or real(*args))
+    return calls
+
+
+# The schedule ---------------------------------------------------------------------------------------------------------
+
+
+class OneWeight(nn.Module):
+    """logits = w x"""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.w * x
+
+
+@pytest.mark.parametrize("batch", [6, 4])
+def test_training_follows_sgd_by_hand(batch):
+    """Five epochs; after epoch index 3 lr drops to a tenth and momentum starts from nothing."""
+    config = EvalConfig(epochs=5, lr=0.1, momentum=0.9, weight_decay=0.05, batch=batch)
+    assert config.drop_epoch == 3
+    x = torch.tensor([1.0, 2.0, -1.0, 0.5, 3.0, -2.0], dtype=torch.float64)
+    y = torch.tensor([0.3, 1.0, 0.2, 0.1, 2.0, 0.4], dtype=torch.float64)
+    net, epochs = OneWeight(), []
+
+    def loss(logits, index, epoch):
+        epochs.append(epoch)
+        return ((logits - y[index]) ** 2).mean()
+
+    train_net(net, x, loss, config, stream(0, "batches"))
+
+    w, velocity, generator, seen = 2.0, 0.0, stream(0, "batches"), []
+    for epoch in range(5):
+        lr = 0.1 if epoch <= 3 else 0.01
+        if epoch == 4:
+            velocity = 0.0
+        order = [list(range(6))] if batch == 6 else [p.tolist() for p in torch.randperm(6, generator=generator).split(batch)]
+        for index in order:
+            seen.append(epoch)
+            gradient = sum(2 * (w * x[i].item() - y[i].item()) * x[i].item() for i in index) / len(index) + 0.05 * w
+            velocity = 0.9 * velocity + gradient
+            w -= lr * velocity
+    assert net.w.item() == pytest.approx(w, rel=1e-12)
+    assert epochs == seen
+
+
+def test_paper_schedule_has_152_epochs_before_the_drop_and_149_after():
+    config = EvalConfig(momentum=0.0, weight_decay=0.0)
+    assert (config.epochs, config.drop_epoch) == (301, 151)
+    net = OneWeight()
+    train_net(net, torch.ones(1, dtype=torch.float64), lambda logits, batch, epoch: logits.sum(), config, None)
+    assert net.w.item() == pytest.approx(2 - 152 * 0.01 - 149 * 0.001)
+
+
+@pytest.mark.parametrize(("epochs", "drop"), [(301, 151), (1001, 501), (201, 101), (5, 3)])
+def test_drop_epoch(epochs, drop):
+    assert EvalConfig(epochs=epochs).drop_epoch == drop
+
+
+def test_batches_larger_than_the_set_still_pair_images_and_labels(data):
+    """With smaller batches the loss's index must choose the labels of the very images the net saw."""
+    net, labels = nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), data.y_train
+    marked = labels.view(-1, 1, 1, 1).expand(-1, 1, 28, 28).float()
+    seen = []
+
+    def loss(logits, index, epoch):
+        seen.append(torch.equal(net(marked[index]), logits) and torch.equal(marked[index][:, 0, 0, 0].long(), labels[index]))
+        return F.cross_entropy(logits, labels[index])
+
+    train_net(net, marked, loss, EvalConfig(epochs=2, batch=10, lr=1e-9), stream(0, "x"))
+    assert seen == [True] * 8
+
+
+def test_precision_float64_trains_in_float64(synset, data, trainings):
+    """The row says float64, so float64 it must be."""
+    assert rows_of(synset, data, precision="float64")["precision"][0] == "float64"
+    ((net, images, *_),) = trainings
+    assert images.dtype == next(net.parameters()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("batch", [5, 500])
+def test_accuracy_is_in_percent_over_all_batches(batch):
+    net = nn.Flatten()  # an image's pixels are its logits
+    images = torch.eye(4)[[0, 1, 2, 3, 0, 1, 2, 3]].view(8, 1, 2, 2)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1, 0, 0])
+    assert measure_accuracy(net, images, labels, batch=batch) == (75.0, False)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_divergence(bad):
+    images = torch.zeros(600, 1, 2, 2)
+    images[599, 0, 0, 0] = bad
+    assert measure_accuracy(nn.Flatten(), images, torch.zeros(600, dtype=torch.long))[1] is True
+
+
+def test_weights_that_are_not_finite_are_divergence():
+    net = OneWeight()
+    net.w.data.fill_(float("inf"))
+    net.forward = lambda x: x.flatten(1)
+    assert measure_accuracy(net, torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.long)) == (100.0, True)
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def test_one_row_per_net_with_all_columns(synset, data):
+    rows = rows_of(synset, data, ("MLP", "LeNet"), n_eval=2, seed=5)
+    assert list(rows.columns) == list(COLUMNS)
+    assert list(zip(rows["net"], rows["eval_seed"], strict=True)) == [("MLP", 5), ("MLP", 6), ("LeNet", 5), ("LeNet", 6)]
+    first = rows.iloc[0]
+    assert (first["dataset"], first["ipc"], first["pool"], first["distill_seed"]) == ("tiny", 2, "random_real", 0)
+    assert (first["protocol"], first["split"], first["epochs"], first["set_id"]) == ("ce", "test", 3, synset.id)
+    assert rows["accuracy"].between(0, 100).all() and not rows["diverged"].any() and (rows["seconds"] > 0).all()
+
+
+def test_training_teaches(data):
+    """The brightness of the classes differs: a net trained on real images must beat chance (33 %) by far."""
+    rows = rows_of(random_real(data, 12, 0), data, ("ConvNet",), epochs=40, width=8, lr=0.05)
+    assert rows["accuracy"][0] > 75
+
+
+@pytest.mark.parametrize("protocol", ["ce", "kd", "authors-2023"])
+def test_same_twice_except_seconds(synset, data, monkeypatch, protocol):
+    before = torch.get_rng_state()
+    one = rows_of(synset, data, ("ConvNet", "MLP"), protocol)
+    module("evaluate")._teachers.clear()
+    same_rows(one, rows_of(synset, data, ("ConvNet", "MLP"), protocol))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_eval_seeds_differ_and_a_row_depends_on_its_own_only(synset, data):
+    several = rows_of(synset, data, n_eval=6)
+    assert several["accuracy"].nunique() > 1
+    same_rows(rows_of(synset, data, seed=3).reset_index(drop=True), several.iloc[[3]].reset_index(drop=True))
+
+
+def test_nets_of_different_eval_seeds_start_differently(data):
+    one, two, again = (fresh_net("ConvNet", data, TINY, stream(s, "eval", "ConvNet")).state_dict() for s in (0, 1, 0))
+    key = "classifier.weight"
+    assert torch.equal(one[key], again[key]) and not torch.equal(one[key], two[key])
+
+
+def test_evaluation_nets_have_the_configured_widths(data):
+    config = EvalConfig(width=8, depth=2, width_factor=0.25)
+    assert fresh_net("ConvNet", data, config, stream(0, "x")).classifier.in_features == 8 * 8 * 8
+    assert fresh_net("VGG11", data, config, stream(0, "x")).classifier.in_features == 128
+    assert fresh_net("LeNet", data, config, stream(0, "x")).classifier.in_features == 84
+
+
+def test_split_val_is_measured_on_validation_images(synset, data):
+    same = replace(data, x_val=data.x_test, y_val=data.y_test)
+    one, two = rows_of(synset, same, split="val"), rows_of(synset, same, split="test")
+    assert one["accuracy"][0] == two["accuracy"][0] and one["split"][0] == "val"
+    wrong = replace(data, y_val=(data.y_val + 1) % 3, x_val=data.x_train[:6], y_test=data.y_test)
+    assert rows_of(synset, wrong, split="val")["accuracy"][0] != one["accuracy"][0]
+
+
+# Finished rows --------------------------------------------------------------------------------------------------------
+
+
+def test_finished_rows_are_not_computed_again(tmp_path, synset, data, trainings):
+    path = tmp_path / "results.csv"
+    first = rows_of(synset, data, ("MLP", "ConvNet"), n_eval=2, results=Results(path))
+    assert len(trainings) == 4
+    again = rows_of(synset, data, ("MLP", "ConvNet"), n_eval=2, results=Results(path))
+    assert len(trainings) == 4
+    pd.testing.assert_frame_equal(first, again, check_exact=True, check_dtype=False)
+    more = rows_of(synset, data, ("MLP", "ConvNet"), n_eval=3, results=Results(path))
+    assert len(trainings) == 6 and len(read_rows(path)) == 6
+    same_rows(first, more[more["eval_seed"] < 2].reset_index(drop=True))
+
+
+def test_interrupted_evaluation_keeps_its_finished_rows(tmp_path, synset, data, monkeypatch):
+    path, whole = tmp_path / "results.csv", rows_of(synset, data, ("MLP", "LeNet"), n_eval=2)
+    real, calls = module("evaluate").measure_accuracy, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module("evaluate"), "measure_accuracy", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rows_of(synset, data, ("MLP", "LeNet"), n_eval=2, results=Results(path))
+    assert len(read_rows(path)) == 2
+    same_rows(rows_of(synset, data, ("MLP", "LeNet"), n_eval=2, results=Results(path)), whole)
+
+
+@pytest.mark.parametrize(
+    ("net", "changes"),
+    [
+        ("ConvNet", {"epochs": 2}),
+        ("ConvNet", {"lr": 0.02}),
+        ("ConvNet", {"batch": 4}),
+        ("ConvNet", {"width": 8}),
+        ("ConvNet", {"depth": 2}),
+        ("ConvNet", {"momentum": 0.5}),
+        ("ConvNet", {"weight_decay": 0.1}),
+        ("ConvNet", {"precision": "bfloat16"}),
+        ("ConvNet", {"alpha": 0.9}),
+        ("ConvNet", {"tau": 4.0}),
+        ("MLP", {"width": 8}),  # the teacher's
+        ("AlexNet", {"width_factor": 0.1}),
+    ],
+    ids=str,
+)
+def test_a_changed_setting_is_another_experiment(synset, data, trainings, net, changes):
+    """No finished row may stand in for one of other settings."""
+    results = Results()
+    rows_of(synset, data, (net,), "kd", results=results)
+    before = len(results.frame())
+    rows_of(synset, data, (net,), "kd", results=results, **changes)
+    assert (before, len(results.frame())) == (1, 2)
+
+
+@pytest.mark.parametrize("settings", [{"alpha": 0.9}, {"tau": 4.0}, {"width_factor": 0.5}], ids=str)
+def test_a_setting_that_plain_ce_does_not_use_changes_nothing(synset, data, trainings, settings):
+    results = Results()
+    rows_of(synset, data, ("ConvNet",), results=results)
+    rows_of(synset, data, ("ConvNet",), results=results, **settings)
+    assert len(trainings) == 1
+
+
+def test_another_set_is_another_experiment(synset, data, trainings):
+    results = Results()
+    for seed in (0, 1):
+        rows_of(random_real(data, 2, seed), data, ("MLP",), results=results)
+    assert len(trainings) == 2 == len(results.frame())
+
+
+def test_results_that_cannot_be_written_are_an_error_at_once(tmp_path, synset, data):
+    write_atomic(tmp_path / "file", "a file where a folder should be")
+    with refused("cannot write", "results.csv"):
+        rows_of(synset, data, ("MLP",), results=Results(tmp_path / "file" / "results.csv"))
+
+
+# Teachers -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_is_trained_once_for_all_students_and_temperatures(synset, data, trainings):
+    rows_of(synset, data, ("MLP", "LeNet"), "kd", teacher="ConvNet")
+    rows_of(synset, data, ("MLP",), "kd", teacher="ConvNet", tau=4.0, alpha=0.9)
+    rows_of(synset, data, ("MLP",), "authors-2023", teacher="ConvNet")
+    assert len(trainings) == 1 + 2 + 1 + 1
+
+
+def test_a_teacher_is_no_student_of_the_same_seed(synset, data):
+    """Its weights and batches come from streams of its own, else a ConvNet would learn from its own twin."""
+    student = fresh_net("ConvNet", data, TINY, stream(0, "eval", "ConvNet"))
+    loss = make_loss("ce", synset.labels, None, TINY)
+    train_net(student, synset.images, loss, TINY, stream(0, "batches", "ConvNet"))
+    with torch.no_grad():
+        twin = student.eval()(synset.images)
+    teacher, other, again = (teacher_logits(synset, data, "ConvNet", seed, TINY) for seed in (0, 1, 0))
+    assert not torch.allclose(teacher, twin, atol=1e-3)
+    assert not torch.allclose(teacher, other, atol=1e-3)
+    assert torch.equal(teacher, again) and teacher.shape == (6, 3) and not teacher.requires_grad
+
+
+def test_a_teacher_is_a_net_trained_with_plain_ce(synset, data):
+    teacher = teacher_logits(synset, data, "ConvNet", 0, replace(TINY, epochs=40, lr=0.05))
+    untrained = fresh_net("ConvNet", data, TINY, stream(0, "teacher", "ConvNet"))(synset.images)
+    assert F.cross_entropy(teacher, synset.labels) < 0.5 * F.cross_entropy(untrained, synset.labels)
+
+
+@pytest.mark.parametrize("protocol", ["kd", "authors-2023"])
+def test_rows_name_the_teacher(synset, data, protocol):
+    row = rows_of(synset, data, ("MLP",), protocol, seed=4, teacher="LeNet", alpha=0.3, tau=2.0).iloc[0]
+    assert (row["teacher"], row["teacher_seed"], row["alpha"], row["tau"]) == ("LeNet", 4, 0.3, 2.0)
+
+
+def test_rows_of_plain_ce_name_none(synset, data):
+    row = rows_of(synset, data, ("MLP",)).iloc[0]
+    assert row["teacher"] == "" and row[["teacher_seed", "alpha", "tau"]].isna().all()
+
+
+def test_authors_without_teacher_is_ce_at_half_the_learning_rate(synset, data, trainings):
+    """No weight decay, no momentum: half a CE is then exactly CE at half the rate."""
+    plain = {"momentum": 0.0, "weight_decay": 0.0, "epochs": 5}
+    rows_of(synset, data, ("MLP",), "authors-2023", teacher=None, lr=0.1, **plain)
+    rows_of(synset, data, ("MLP",), "ce", lr=0.05, **plain)
+    rows_of(synset, data, ("MLP",), "ce", lr=0.1, **plain)
+    half, same, whole = (net.classifier.weight for net, *_ in trainings)
+    torch.testing.assert_close(half, same)
+    assert not torch.allclose(half, whole, atol=1e-5)
+
+
+def test_kd_with_alpha_0_trains_as_plain_ce(synset, data):
+    one = rows_of(synset, data, ("MLP",), "kd", n_eval=3, alpha=0.0)
+    assert one["accuracy"].tolist() == rows_of(synset, data, ("MLP",), "ce", n_eval=3)["accuracy"].tolist()
+
+
+# Divergence and refusals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["ce", "kd", "authors-2023"])
+def test_diverged_nets_are_flagged_and_kept(tmp_path, synset, data, protocol):
+    rows = rows_of(synset, data, ("ConvNet", "MLP"), protocol, n_eval=2, lr=1e30, results=Results(tmp_path / "r.csv"))
+    assert len(rows) == 4 and rows["diverged"].all() and rows["accuracy"].between(0, 100).all()
+    assert read_rows(tmp_path / "r.csv")["diverged"].tolist() == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nets": ["Lenet"]}, ("'Lenet'", "did you mean 'LeNet'", "ResNet18")),
+        ({"nets": ["MLP", "ConvNt"]}, ("'ConvNt'", "did you mean 'ConvNet'")),
+        ({"protocol": "authors"}, ("'authors'", "ce, kd, authors-2023")),
+        ({"protocol": "kd", "teacher": None}, ("'kd'", "needs a teacher", "ConvNet")),
+        ({"protocol": "kd", "teacher": "Convnet"}, ("teacher", "'Convnet'", "did you mean 'ConvNet'")),
+        ({"n_eval": 0}, ("n_eval is 0", "at least 1")),
+        ({"split": "tset"}, ("'tset'", "did you mean 'test'", "val")),
+        ({"epoch": 3}, ("'epoch'", "did you mean 'epochs'", "weight_decay")),
+        ({"tau": 0}, ("tau is 0", "at least")),
+        ({"alpha": 2}, ("alpha is 2", "0 to 1")),
+        ({"epochs": "x"}, ("epochs is 'x'", "int")),
+        ({"nets": ["AlexNet"], "width_factor": 100.0}, ("width_factor", "100.0", "0.01 to 8")),
+    ],
+    ids=str,
+)
+def test_a_wrong_request_is_refused_before_any_training(synset, data, trainings, options, words):
+    with refused(*words):
+        rows_of(synset, data, **options)
+    assert trainings == []
+
+
+def set_of(data, **changes):
+    whole = random_real(data, 2, 0)
+    names = ("images", "labels", "mean", "std", "classes", "dataset")
+    return SyntheticSet(**({k: getattr(whole, k) for k in names} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mean": (0.4,)}, ("mean", "0.4", "0.5")),
+        ({"std": (0.2,)}, ("std", "0.2", "0.25")),
+        ({"images": torch.zeros(6, 1, 32, 32)}, ("[1, 32, 32]", "[1, 28, 28]")),
+        ({"images": torch.zeros(6, 3, 28, 28), "mean": (0.5,) * 3}, ("[3, 28, 28]", "[1, 28, 28]")),
+        ({"labels": torch.tensor([0, 0, 1, 1, 3, 3])}, ("labels up to 3", "3 classes")),
+    ],
+    ids=["mean", "std", "side", "channels", "classes"],
+)
+def test_a_set_that_does_not_fit_the_data_is_refused(data, trainings, changes, words):
+    with refused(*words):
+        rows_of(set_of(data, **changes), data)
+    assert trainings == []
+
+
+def test_a_set_of_unknown_normalisation_is_taken_at_its_word(data):
+    assert len(rows_of(set_of(data, mean=None, std=None), data, ("MLP",))) == 1
+
+
+def test_no_validation_images_is_refused(trainings):
+    digits = load_data("digits", val_fraction=0.0)
+    with refused("val"):
+        rows_of(random_real(digits, 1, 0), digits, ("MLP",), split="val")
+    assert trainings == []

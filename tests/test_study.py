@@ -1,0 +1,92 @@
+"""A study finds again what it has made, and writes only where it is told to."""
+
+import pandas as pd
+import pytest
+from conftest import module, refused
+
+from ddlib.profiles import PROFILES
+from ddlib.results import COLUMNS
+from ddlib.study import ROOT, Study
+
+TINY = {
+    "iterations": 3, "snapshots": [0, 2], "report": [2, 3], "seeds": [0, 1], "batch_real": 8, "width": 4,
+    "width_factor": 0.0625, "epochs": 3, "n_eval": 1, "nets": ["ConvNet", "MLP"], "full_nets": ["MLP"], "full_epochs": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study("quick", TINY, out=tmp_path, device="cpu", progress=False)
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_nothing_is_made_twice(study, tmp_path, monkeypatch):
+    first = study.evaluate(study.reported(study.distill_all("main")))
+    again = Study("quick", TINY, out=tmp_path, device="cpu", progress=False)
+    for name in ("distill.matching_step", "evaluate.train_net"):
+        part, function = name.split(".")
+        monkeypatch.setattr(module(part), function, None)  # calling it would fail
+    second = again.evaluate(again.reported(again.distill_all("main")))
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_another_setting_is_another_distillation(study, tmp_path):
+    study.distill("main", 0)
+    changed = Study("quick", TINY | {"batch_real": 9}, out=tmp_path, device="cpu", progress=False)
+    assert changed.distill("main", 0).id != study.distill("main", 0).id
+    assert len(list((study.runs / "distill").iterdir())) == 2
+
+
+def test_everything_is_written_below_out(study, tmp_path):
+    study.evaluate([study.distill("main", 0)])
+    study.write("paper/results/x.csv", "a")
+    assert {name.split("/")[0] for name in files(tmp_path)} == {"runs", "paper"}
+    assert study.paths() == "paper/results/x.csv"
+
+
+def test_out_can_come_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDLIB_OUT", str(tmp_path))
+    assert Study("quick").out == tmp_path
+    monkeypatch.delenv("DDLIB_OUT")
+    assert Study("quick").out == ROOT
+
+
+def test_the_snapshots_that_tables_show_are_evaluated(study):
+    rows = study.evaluate(study.reported([study.distill("main_plus_similar", 0)]))
+    assert sorted(rows["iteration"].unique()) == [2, 3]
+    assert list(rows.columns) == list(COLUMNS)
+
+
+def test_tau_is_chosen_on_validation_images_per_net(study):
+    taus, rows = study.choose_tau([study.distill("main", 0)])
+    assert set(rows["split"]) == {"val"}
+    assert set(taus) == {"ConvNet", "MLP"} and set(taus.values()) <= set(study.profile.taus)
+    best = rows.groupby(["net", "tau"])["accuracy"].mean()
+    for net, tau in taus.items():
+        assert best[net, tau] == best[net].max()
+
+
+def test_full_data_and_random_real_are_rows_like_all_others(study):
+    rows = pd.concat([study.full_data(), study.evaluate(study.random_real(), ["MLP"])])
+    assert rows["pool"].tolist() == ["full_data", "random_real", "random_real"]
+    assert rows["epochs"].tolist() == [1, 3, 3]
+
+
+def test_tables_are_made_of_own_rows_or_of_committed_ones(study):
+    study.evaluate([study.distill("main", 0)])
+    assert len(study.published_rows()) == 2
+
+
+def test_a_foreign_csv_is_refused(study):
+    study.runs.mkdir(parents=True)
+    (study.runs / "rows.csv").write_text("a,b\n1,2\n")
+    with refused("rows.csv", "another schema"):
+        _ = study.results
+
+
+def test_an_unknown_profile_lists_the_known():
+    with refused("'quik'", *PROFILES):
+        Study("quik")
