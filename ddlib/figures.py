@@ -55,16 +55,16 @@ def image_rows(rows, title=""):
     figure, axes = new_figure(
         0.85 * len(classes) + 1.6, 0.95 * len(sets) + 0.5, nrows=len(sets), ncols=len(classes), squeeze=False
     )
-    for line, (name, synset) in zip(axes, rows.items(), strict=True):
+    for row, (name, synset) in enumerate(rows.items()):
         images, labels = synset.images01().cpu().numpy().transpose(0, 2, 3, 1), synset.labels.cpu().numpy()
-        for c, axis in enumerate(line):
+        for c, axis in enumerate(axes[row]):
             axis.imshow(images[np.flatnonzero(labels == c)[0]].squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
             axis.spines[:].set_visible(False)
-            if line is axes[0]:
+            if row == 0:
                 axis.set_title(classes[c], fontsize=9, loc="center")
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        axes[row][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return figure
 
