@@ -60,9 +60,14 @@ class DistillConfig:
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)
         check_range("main_prob", self.main_prob, 0, 1)
+        check_range("momentum_images", self.momentum_images, 0, 1)
+        for name in ("lr_images", "lr_net"):
+            check_range(name, getattr(self, name), 0)
+        check_range("width_factor", self.width_factor, 0.01, 8)
         for k in self.snapshots:
             check_range("snapshots", k, 0, self.iterations)
-        check_choice("pool", self.pool, (*PRESETS, "custom"))
+        if not self.pool.startswith("custom"):  # a user's own pool may be called custom-something
+            check_choice("pool", self.pool, (*PRESETS, "custom"))
         check_choice("init", self.init, ("noise", "real"))
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("on_divergence", self.on_divergence, ON_DIVERGENCE)
@@ -96,6 +101,10 @@ class EvalConfig:
             check_range(name, getattr(self, name), 1)
         check_range("alpha", self.alpha, 0, 1)
         check_range("tau", self.tau, 1e-3)
+        check_range("momentum", self.momentum, 0, 1)
+        for name in ("lr", "weight_decay"):
+            check_range(name, getattr(self, name), 0)
+        check_range("width_factor", self.width_factor, 0.01, 8)
         check_choice("precision", self.precision, PRECISIONS)
 
     @property

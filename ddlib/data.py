@@ -5,6 +5,7 @@
 """
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,10 @@ class Data:
     @property
     def device(self):
         return self.x_train.device
+
+    def about(self):
+        """What tells this data set from another of the same name: JSON-able."""
+        return {"name": self.name, "train": self.counts(), "mean": list(self.mean), "std": list(self.std)}
 
     def counts(self):
         """Training images per class, a list of ints."""
@@ -103,6 +108,8 @@ def load_data(name_or_path, root="data", device="cpu", val_fraction=0.1, side=No
         )
     x_train, y_train, x_test, y_test, classes, mean, std = arrays
     x_train, x_test = (resize(as_images(x), side) for x in (x_train, x_test))
+    if x_train.shape[1] != x_test.shape[1]:
+        raise DDError(f"training images have {x_train.shape[1]} channels, test images {x_test.shape[1]}; they must agree")
     y_train, y_test = (torch.as_tensor(np.asarray(y), dtype=torch.int64) for y in (y_train, y_test))
     check_labels(y_train, y_test, len(x_train), len(x_test), classes)
     held_out = validation_mask(y_train, val_fraction)
@@ -185,18 +192,22 @@ def read_npz(path):
     """A user's arrays; class names come from an optional `classes` entry."""
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             missing = [n for n in names if n not in file]
             if missing:
                 raise DDError(f"{path} lacks {', '.join(missing)}; it needs {', '.join(names)}")
             arrays = [file[n] for n in names]
             classes = [str(c) for c in file["classes"]] if "classes" in file else None
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, TypeError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         if isinstance(error, DDError):
             raise
         raise DDError(f"{path} is damaged or no .npz file of plain arrays ({error})") from error
-    if not (arrays[1].size and np.issubdtype(arrays[1].dtype, np.integer)):
-        raise DDError(f"{path}: y_train holds {arrays[1].dtype}, {arrays[1].size} of them; it needs integers from 0")
+    for name, labels in (("y_train", arrays[1]), ("y_test", arrays[3])):
+        if not (labels.size and np.issubdtype(labels.dtype, np.integer)):
+            raise DDError(f"{path}: {name} holds {labels.dtype}, {labels.size} of them; it needs integers from 0")
+    for name, images in (("x_train", arrays[0]), ("x_test", arrays[2])):
+        if images.dtype.kind not in "buif":
+            raise DDError(f"{path}: {name} holds {images.dtype}; it needs images: uint8, or floats from 0 to 1")
     return *arrays, classes or [str(c) for c in range(int(arrays[1].max()) + 1)], None, None
 
 
@@ -215,7 +226,12 @@ def read_image_folder(path, side):
         classes = classes or folder.classes
         if folder.classes != classes:
             raise DDError(f"{path}: classes of train {classes} and of test {folder.classes} differ")
-        images = [pil_to_tensor(resize_pil(image.convert("RGB"), [side, side], antialias=True)) for image, _ in folder]
+        images = []
+        for k, (file, _) in enumerate(folder.samples):
+            try:
+                images.append(pil_to_tensor(resize_pil(folder[k][0].convert("RGB"), [side, side], antialias=True)))
+            except (OSError, SyntaxError) as error:
+                raise DDError(f"{file} is damaged or no image") from error
         arrays += [torch.stack(images).numpy(), np.array(folder.targets)]
     return *arrays, classes, None, None
 
@@ -261,5 +277,5 @@ def validation_mask(labels, fraction):
     order = torch.randperm(len(labels), generator=stream(0, "validation split"))
     for c in labels.unique():
         own = order[labels[order] == c]
-        mask[own[: min(round(fraction * len(own)), len(own) - 1)]] = True
+        mask[own[: min(max(round(fraction * len(own)), fraction > 0), len(own) - 1)]] = True
     return mask

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,10 +20,10 @@ from .pool import ModelPool, label
 from .progress import bar
 from .rng import stream, streams
 from .store import load_tensors, save_tensors, write_atomic
-from .synset import SyntheticSet
+from .synset import SyntheticSet, first_line
 
 STREAMS = ("pool", "weights", "batch", "batchnorm", "train")
-CHECKPOINT_SECONDS = 20
+CHECKPOINT_SECONDS = 10
 
 
 def distill(config, data, pool=None, store=None, resume=True, progress=True):
@@ -85,6 +86,8 @@ class Run:
     def __init__(self, config, data, pool=None, store=None, resume=True):
         if not isinstance(config, DistillConfig):
             raise DDError(f"config is a {type(config).__name__}; needed: a DistillConfig")
+        if pool is not None and config.pool != pool.name:
+            config = replace(config, pool=pool.name)  # what every row of results will say
         check_ipc(config.ipc, data)
         for name in ("batch_real", "batch_bn"):
             if getattr(config, name) > min(data.counts()):
@@ -196,7 +199,7 @@ class Run:
         self._state = tensors, info
 
     def _settings(self):
-        return {"config": to_dict(self.config), "pool": self.pool.to_dict(), "dataset": self.data.name}
+        return {"config": to_dict(self.config), "pool": self.pool.to_dict(), "data": self.data.about()}
 
     def _save_checkpoint(self):
         if self.store:
@@ -219,13 +222,15 @@ class Run:
             self.stopped = info["stopped"]
             self.history = [SyntheticSet.load(self.store / snapshot_name(k)) for k in info["snapshots"]]
             self.rows = read_log(self.store / "log.csv")[: self.iteration]
+            if len(self.rows) < self.iteration:
+                raise DDError(f"{self.store / 'log.csv'} has {len(self.rows)} rows; its checkpoint is at {self.iteration}")
         except (KeyError, RuntimeError, TypeError) as error:
             raise DDError(f"{path} is no checkpoint of this version ({error}); delete {self.store} to start anew") from error
 
     def _check_settings(self, path, saved):
         mine = json.loads(json.dumps(self._settings()))
         names = [k for k in mine["config"] if mine["config"][k] != saved["config"].get(k)]
-        names += [k for k in ("pool", "dataset") if mine[k] != saved[k]]
+        names += [k for k in ("pool", "data") if mine[k] != saved[k]]
         if names:
             raise DDError(f"{path} was made with another {', '.join(names)}; use another folder, or resume=False")
 
@@ -235,10 +240,10 @@ def snapshot_name(iteration):
     return f"it{iteration:05d}.safetensors"
 
 
-def store_name(config, dataset):
+def store_name(config, data):
     """A folder name for a distillation: readable, and with a hash of everything that decides its result."""
-    settings = json.dumps([to_dict(config), dataset], sort_keys=True)
-    return f"{dataset}-ipc{config.ipc}-{config.pool}-s{config.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+    settings = json.dumps([to_dict(config), data.about()], sort_keys=True)
+    return f"{data.name}-ipc{config.ipc}-{config.pool}-s{config.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
 
 def read_log(path):
@@ -250,4 +255,4 @@ def read_log(path):
             return []
         raise DDError(f"{path} is missing beside its checkpoint") from error
     except (ValueError, pd.errors.ParserError) as error:
-        raise DDError(f"{path} is damaged ({error})") from error
+        raise DDError(f"{path} is damaged ({first_line(error)})") from error

@@ -12,8 +12,9 @@ def check_choice(kind, value, allowed):
     allowed = list(allowed)
     if value in allowed:
         return value
-    near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    lower = {str(a).lower(): str(a) for a in allowed}
+    near = difflib.get_close_matches(str(value).lower(), lower, n=1)
+    hint = f" (did you mean {lower[near[0]]!r}?)" if near else ""
     raise DDError(f"unknown {kind} {value!r}{hint}; valid: {', '.join(map(str, allowed))}")
 
 

@@ -35,11 +35,13 @@ def evaluate(
     """
     keep_freed_memory()
     config = configured(config, settings)
-    check_request(synset, data, nets, protocol, n_eval, teacher)
+    check_request(synset, data, nets, protocol, n_eval, teacher, split)
     if protocol == "ce":
         teacher = None
     results = Results() if results is None else results
-    images, labels = synset.images.to(data.device), synset.labels.to(data.device)
+    if config.precision == "float64":
+        data = data.to(dtype=torch.float64)
+    images, labels = synset.images.to(data.device, data.x_train.dtype), synset.labels.to(data.device)
     rows, runs = [], [(net, seed + i) for net in nets for i in range(n_eval)]
     with bar(len(runs), f"evaluate {protocol}", show=progress) as ticks:
         for net_name, eval_seed in runs:
@@ -101,7 +103,7 @@ def teacher_logits(synset, data, name, seed, config):
     plain = replace(config, alpha=0.0, tau=1.0)
     key = (synset.id, name, seed, plain, str(data.device))
     if key not in _teachers:
-        images, labels = synset.images.to(data.device), synset.labels.to(data.device)
+        images, labels = synset.images.to(data.device, data.x_train.dtype), synset.labels.to(data.device)
         net = fresh_net(name, data, config, stream(seed, "teacher", name))
         train_net(net, images, make_loss("ce", labels, None, plain), plain, stream(seed, "teacher batches", name))
         net.eval()
@@ -114,7 +116,7 @@ def fresh_net(name, data, config, generator):
     """An evaluation net at the width that `config` gives, on the data's device."""
     channels, side, classes = data.shape
     options = {"channels": channels, "side": side, "classes": classes, **net_width(name, config)}
-    return build_net(name, generator, **options).to(data.device)
+    return build_net(name, generator, **options).to(data.device, data.x_train.dtype)
 
 
 def net_width(name, config):
@@ -130,7 +132,7 @@ def configured(config, settings):
     return replace(config or EvalConfig(), **settings)
 
 
-def check_request(synset, data, nets, protocol, n_eval, teacher):
+def check_request(synset, data, nets, protocol, n_eval, teacher, split):
     """Raise `DDError` for anything that `evaluate` cannot do."""
     check_choice("protocol", protocol, PROTOCOLS)
     for net in nets:
@@ -140,6 +142,8 @@ def check_request(synset, data, nets, protocol, n_eval, teacher):
     if teacher is not None:
         check_choice("teacher", teacher, NETS)
     check_range("n_eval", n_eval, 1)
+    if not len(data.split(split)[1]):
+        raise DDError(f"split {split!r} of {data.name} has no images")
     mine, theirs = tuple(synset.images.shape[1:]), tuple(data.x_test.shape[1:])
     if mine != theirs:
         raise DDError(f"the set's images are {list(mine)}, the data's {list(theirs)}")
@@ -175,11 +179,14 @@ def describe(synset, data, protocol, net, eval_seed, teacher, split, config):
         "epochs": config.epochs,
         "lr": config.lr,
         "batch": config.batch,
-        "width": config.width if net == "ConvNet" else None,
-        "width_factor": net_width(net, config).get("width_factor"),
+        "width": config.width if "ConvNet" in (net, teacher) else None,
+        "width_factor": (net_width(net, config) | net_width(teacher or "MLP", config)).get("width_factor"),
         "main_prob": about.get("main_prob"),
         "warmup": about.get("warmup"),
         "similar_depth": about.get("similar_depth"),
         "set_id": synset.id,
         "precision": config.precision,
+        "depth": config.depth if "ConvNet" in (net, teacher) else None,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
     }

@@ -29,7 +29,8 @@ class ModelPool:
     """Architectures with probabilities; the first member is the main model.
 
     `members`: a list of `Member`s whose probabilities sum to 1. `warmup`: the first so many iterations use the main model
-    only (the paper: 0; its released code: 500). `shape`: (channels, side, classes) of the nets that `sample` builds.
+    only (the paper: 0; its released code: 500). `shape`: (channels, side, classes) of the nets that `sample` builds. `name`:
+    what rows of results will say; one that starts with "custom" for a pool of your own.
     Raises `DDError` for an empty pool, probabilities that do not sum to 1, or a member that cannot be built.
 
     >>> pool = ModelPool([Member(0.9, "ConvNet"), Member(0.1, "ConvNet", {"activation": ["sigmoid", "swish"]})])
@@ -40,7 +41,7 @@ class ModelPool:
         if not self.members:
             raise DDError("the pool is empty; it needs at least one Member")
         self.probabilities = torch.tensor([m.probability for m in self.members], dtype=torch.float64)
-        if (self.probabilities < 0).any() or abs(float(self.probabilities.sum()) - 1) > 1e-6:
+        if not ((self.probabilities >= 0).all() and abs(float(self.probabilities.sum()) - 1) <= 1e-6):
             values = [m.probability for m in self.members]
             raise DDError(f"pool probabilities {values} sum to {sum(values):g}; they must be at least 0 and sum to 1")
         with torch.device("meta"):  # every member must build, found out now and not at iteration 900

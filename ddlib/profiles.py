@@ -63,14 +63,25 @@ class Profile:
         check_range("n_eval", self.n_eval, 1)
         check_range("n_audit", self.n_audit, 1)
         check_range("n_sweep", self.n_sweep, 1)
-        self.distill_config("main", self.seeds[0])
-        self.eval_config()
+        check_range("val_fraction", self.val_fraction, 0, 0.9)
+        check_range("full_epochs", self.full_epochs, 1)
+        for value in self.main_probs:
+            check_range("main_probs", value, 0, 1)
+        for ipc in self.ipcs:
+            for seed in self.seeds:
+                self.distill_config("main", seed, ipc)
+        for tau in (self.tau, *self.taus):
+            self.eval_config(tau=tau)
 
     def distill_config(self, pool, seed, ipc=None, **changes):
         """The `DistillConfig` of one distillation of this study."""
         names = ("iterations", "main_prob", "warmup", "similar_depth", "batch_real", "batch_bn", "width", "width_factor",
                  "outer", "inner", "precision", "slice_size")  # fmt: skip
-        settings = {n: getattr(self, n) for n in names} | {"ipc": ipc or self.ipcs[0], "pool": pool, "seed": seed}
+        settings = {n: getattr(self, n) for n in names} | {
+            "ipc": self.ipcs[0] if ipc is None else ipc,
+            "pool": pool,
+            "seed": seed,
+        }
         snapshots = tuple(k for k in self.snapshots if k <= self.iterations)
         return DistillConfig(**(settings | {"snapshots": snapshots} | changes))
 

@@ -12,7 +12,7 @@ from .store import write_atomic
 KEYS = (
     "dataset", "ipc", "pool", "iteration", "distill_seed", "protocol", "net", "eval_seed", "teacher", "teacher_seed", "alpha",
     "tau", "split", "epochs", "lr", "batch", "width", "width_factor", "main_prob", "warmup", "similar_depth", "set_id",
-    "precision",
+    "precision", "depth", "momentum", "weight_decay",
 )  # fmt: skip
 COLUMNS = (
     *KEYS[:8], "accuracy", "diverged", "seconds", *KEYS[8:], "device", "python", "torch", "ddlib", "revision"

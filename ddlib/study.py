@@ -57,7 +57,7 @@ class Study:
     def distill(self, pool, seed, ipc=None, **changes):
         """One distillation, from its folder if it is finished, from its checkpoint if it was interrupted."""
         config = self.profile.distill_config(pool, seed, ipc, **changes)
-        store = self.runs / "distill" / store_name(config, self.data.name)
+        store = self.runs / "distill" / store_name(config, self.data)
         return distill(config, self.data, store=store, progress=self.progress)
 
     def distill_all(self, pool, ipc=None, **changes):

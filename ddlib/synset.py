@@ -73,7 +73,7 @@ class SyntheticSet(torch.utils.data.Dataset):
     def save(self, path):
         """Write `path` (.safetensors: tensors, with everything else as JSON in its header) and a readable copy of that JSON
         beside it (.json), each atomically. `load` needs the first only."""
-        path = Path(path).with_suffix(".safetensors")
+        path = with_ending(path)
         info = {
             "format": FORMAT, "dataset": self.dataset, "iteration": self.iteration, "mean": self.mean, "std": self.std,
             "classes": list(self.classes), "config": self.config, "provenance": self.provenance,
@@ -85,7 +85,7 @@ class SyntheticSet(torch.utils.data.Dataset):
     @classmethod
     def load(cls, path):
         """Read what `save` wrote. Raises `DDError` for a missing, damaged or foreign file."""
-        tensors, info = load_tensors(Path(path).with_suffix(".safetensors"))
+        tensors, info = load_tensors(with_ending(path))
         try:
             if info["format"] != FORMAT:
                 raise DDError(f"{path} has format {info['format']}; this ddlib reads {FORMAT}")
@@ -114,6 +114,12 @@ class SyntheticSet(torch.utils.data.Dataset):
         return paths
 
 
+def with_ending(path):
+    """`path` with .safetensors behind it, if it is not there yet."""
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+
+
 def load_synset(path, index=-1, dataset="cifar10"):
     """Read a synthetic set: ddlib's own .safetensors, or a .pt file as the DC family publishes them.
 
@@ -134,14 +140,16 @@ def load_synset(path, index=-1, dataset="cifar10"):
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         raise DDError(f"{path} is damaged, or holds more than tensors and numbers ({first_line(error)})") from error
     try:
-        entries = content["data"]
+        entries = dict(content)["data"] if isinstance(content, dict) else None
         images, labels = entries[index]
         images, labels = torch.as_tensor(images).float(), torch.as_tensor(labels).long()
         accuracies = {str(net): [100 * float(a) for a in values] for net, values in content.get("accs_all_exps", {}).items()}
         classes = int(labels.max()) + 1
+        if int(labels.min()) < 0:
+            raise ValueError("negative labels")
     except IndexError as error:
         raise DDError(f"{path} has no entry {index}; it holds {len(entries)}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -238,7 +238,7 @@ def test_checkpoint_of_another_pool_or_data_set_is_refused(tmp_path, data):
     pool = ModelPool([Member(1.0, "MLP")], shape=data.shape)
     with refused("another pool"):
         distill(config(), data, pool, tmp_path, progress=False)
-    with refused("another dataset"):
+    with refused("another data"):
         run(make_data(name="other"), tmp_path)
 
 
@@ -482,6 +482,7 @@ def test_something_else_than_a_config_is_refused(data):
 
 
 def test_store_name_depends_on_everything_that_decides_the_result():
-    names = {store_name(config(**c), d) for c, d in [({}, "a"), ({}, "b"), ({"seed": 1}, "a"), ({"lr_images": 0.2}, "a")]}
+    a, b = make_data(), make_data(per_class=11)
+    names = {store_name(config(**c), d) for c, d in [({}, a), ({}, b), ({"seed": 1}, a), ({"lr_images": 0.2}, a)]}
     assert len(names) == 4
-    assert store_name(config(), "a") == store_name(config(), "a")
+    assert store_name(config(), a) == store_name(config(), make_data())

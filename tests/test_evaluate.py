@@ -12,6 +12,7 @@ from torch import nn
 from ddlib.config import EvalConfig
 from ddlib.data import load_data, random_real
 from ddlib.evaluate import evaluate, fresh_net, measure_accuracy, teacher_logits, train_net
+from ddlib.nets import build_net
 from ddlib.protocols import make_loss
 from ddlib.results import COLUMNS, Results, read_rows
 from ddlib.rng import stream
@@ -126,6 +127,14 @@ def test_accuracy_is_in_percent_over_all_batches(batch):
     images = torch.eye(4)[[0, 1, 2, 3, 0, 1, 2, 3]].view(8, 1, 2, 2)
     labels = torch.tensor([0, 1, 2, 3, 0, 1, 0, 0])
     assert measure_accuracy(net, images, labels, batch=batch) == (75.0, False)
+
+
+def test_measuring_uses_batchnorm_as_trained_and_leaves_it_so(data):
+    net = build_net("ConvNet", stream(0, "x"), width=4, depth=1, norm="batch", channels=1, side=28, classes=3)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    whole, parts = (measure_accuracy(net, data.x_train, data.y_train, batch=n) for n in (500, 1))
+    assert whole == parts
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

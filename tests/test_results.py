@@ -12,10 +12,11 @@ from ddlib.results import COLUMNS, KEYS, Results, read_rows, row_key
 def row(**changes):
     values = {
         "dataset": "digits", "ipc": 1, "pool": "main", "iteration": 60, "distill_seed": 0, "protocol": "kd",
-        "net": "ConvNet", "eval_seed": 3, "accuracy": 100 / 3, "diverged": False, "seconds": 1.25, "teacher": "ConvNet", "teacher_seed": 3,
-        "alpha": 0.5, "tau": 1.5, "split": "test", "epochs": 301, "lr": 0.01, "batch": 256, "width": 32,
-        "width_factor": None, "main_prob": 0.9, "warmup": 0, "similar_depth": None, "set_id": "0123456789ab", "precision": "float32",
-        "device": "CPU, 2 threads", "python": "3.11.7", "torch": "2.14", "ddlib": "0.1.0", "revision": "",
+        "net": "ConvNet", "eval_seed": 3, "accuracy": 100 / 3, "diverged": False, "seconds": 1.25,
+        "teacher": "ConvNet", "teacher_seed": 3, "alpha": 0.5, "tau": 1.5, "split": "test", "epochs": 301, "lr": 0.01,
+        "batch": 256, "width": 32, "width_factor": None, "main_prob": 0.9, "warmup": 0, "similar_depth": None,
+        "set_id": "0123456789ab", "precision": "float32", "device": "CPU, 2 threads", "python": "3.11.7",
+        "torch": "2.14", "ddlib": "0.1.0", "revision": "",
     }  # fmt: skip
     values |= {c: 1 for c in KEYS if c not in values}
     return values | changes
@@ -34,13 +35,14 @@ def same(value, other):
     return (pd.isna(value) and pd.isna(other)) or (value == other and isinstance(other, str) == isinstance(value, str))
 
 
-def test_rows_come_back_as_they_were(tmp_path):
+@pytest.mark.parametrize("rows", [ROWS, *([r] for r in ROWS)], ids=["all", "kd", "digits", "exponent", "empty"])
+def test_rows_come_back_as_they_were(tmp_path, rows):
     results = Results(tmp_path / "results.csv")
-    for r in ROWS:
+    for r in rows:
         results.add(r)
     frame = read_rows(tmp_path / "results.csv")
     assert list(frame.columns) == list(COLUMNS) and frame["diverged"].dtype == bool
-    for r, back in zip(ROWS, frame.to_dict("records"), strict=True):
+    for r, back in zip(rows, frame.to_dict("records"), strict=True):
         assert [c for c in COLUMNS if not same(r[c], back[c])] == []
 
 
