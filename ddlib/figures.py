@@ -113,7 +113,8 @@ def accuracy_curves(rows, x, xlabel, title, by="method"):
     for method, group in cells.groupby(by, sort=False):
         group = group.sort_values(x)
         colour = COLOURS.get(method)
-        (line,) = axis.plot(group[x], group["mean"], "o-", ms=4, color=colour, label=f"{method} (n = {group['n'].iloc[0]})")
+        n = " or ".join(dict.fromkeys(group["n"]))
+        (line,) = axis.plot(group[x], group["mean"], "o-", ms=4, color=colour, label=f"{method} (n = {n})")
         axis.fill_between(group[x], group["low"], group["high"], alpha=0.15, color=line.get_color(), lw=0)
     split = {"test": "test", "val": "validation"}[rows["split"].iloc[0]]
     axis.set(xlabel=xlabel, ylabel=f"{split} accuracy (%)", title=title)

@@ -114,7 +114,7 @@ PROFILES = {
             taus=(1.5, 4.0),
             n_sweep=1,
             full_nets=("ConvNet", "MLP", "LeNet"),
-            full_epochs=30,
+            full_epochs=20,
         ),
         Profile(
             name="cifar10-small",
