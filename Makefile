@@ -7,7 +7,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 unexport JUPYTER_PATH
 
-.PHONY: reproduce test lint notebooks constraints clean
+.PHONY: reproduce test tables lint notebooks constraints clean
 
 reproduce: $(BIN)/.installed  ## all notebooks with PROFILE=quick, cifar10-small or paper; goes on where it was stopped
 	$(BIN)/python -m ddlib --profile $(PROFILE) --resume $(ARGS)
@@ -25,6 +25,10 @@ notebooks: $(BIN)/.installed  ## execute the notebooks in place with `quick`: th
 		rm -rf $$out
 	$(BIN)/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill \
 		metadata.language_info.version cell.metadata.execution" notebooks/*.ipynb
+
+tables: $(BIN)/.installed  ## tables and figures of the committed results (no GPU, no data), and README's table
+	$(BIN)/papermill notebooks/04_tables.ipynb runs/04_tables.ipynb -p profile cifar10-small -k python3 --no-progress-bar
+	$(BIN)/python -c 'from ddlib.tables import update_readme; update_readme("cifar10-small")'
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check --fix .

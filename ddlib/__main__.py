@@ -13,7 +13,8 @@ from pathlib import Path
 from .errors import DDError
 from .profiles import PROFILES, get_profile, parse_settings
 from .progress import VARIABLE
-from .study import ROOT, Study
+from .store import ROOT
+from .study import Study
 
 NOTEBOOKS = ("01_distill", "02_pool_ablation", "03_kd_eval", "04_tables")
 
@@ -52,6 +53,8 @@ class NotebookError(Exception):
 def run(arguments):
     """Check everything that can be checked beforehand, run the notebooks, say what came out."""
     settings = parse_settings(arguments.set)
+    if "dataset" in settings and Path(str(settings["dataset"])).exists():
+        settings["dataset"] = str(Path(settings["dataset"]).resolve())  # notebooks run in another folder
     get_profile(arguments.profile, settings)
     study = Study(arguments.profile, settings, arguments.out, arguments.device, arguments.data_root)
     if study.runs.exists() and not arguments.resume:

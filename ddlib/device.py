@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from .errors import DDError, check_choice
+from .store import ROOT
 
 
 def pick_device(name="auto"):
@@ -41,11 +42,10 @@ def keep_freed_memory():
 @functools.cache
 def git_revision():
     """Short git revision of the checkout that ddlib runs from ("+" behind it if changed), or "" outside one."""
-    folder = Path(__file__).resolve().parent.parent
     try:
 
         def git(*words):
-            return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
 
         return git("rev-parse", "--short=10", "HEAD") + "+" * bool(git("status", "--porcelain", "--", "ddlib"))
     except (OSError, subprocess.CalledProcessError):

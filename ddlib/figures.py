@@ -21,6 +21,7 @@ COLOURS = {
     "total random": "#cc79a7",
     "full data": "#000000",
 }
+MOST_COLUMNS = 12
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -48,10 +49,10 @@ def new_figure(width, height, **grid) -> tuple[Figure, object]:
 def image_rows(rows, title=""):
     """Synthetic sets as rows of images, one column per image. `rows`: dict label -> `SyntheticSet`.
 
-    With more than one image per class, the first of each class is shown.
+    With more than one image per class, the first of each class is shown; with many classes, the first of those.
     """
     sets = list(rows.values())
-    classes = sets[0].classes
+    classes = sets[0].classes[:MOST_COLUMNS]
     figure, axes = new_figure(
         0.85 * len(classes) + 1.6, 0.95 * len(sets) + 0.5, nrows=len(sets), ncols=len(classes), squeeze=False
     )

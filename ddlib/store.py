@@ -13,6 +13,8 @@ from safetensors.torch import save as to_bytes
 
 from .errors import DDError
 
+ROOT = Path(__file__).resolve().parent.parent  # the repository
+
 
 def write_atomic(path, content):
     """Write `content` (str or bytes) to `path` through a temporary file in the same folder and a rename.

@@ -17,9 +17,8 @@ from .distill import distill, store_name
 from .evaluate import evaluate
 from .profiles import get_profile
 from .results import Results, read_rows
-from .store import write_atomic
+from .store import ROOT, write_atomic
 
-ROOT = Path(__file__).resolve().parent.parent
 OUT_VARIABLE = "DDLIB_OUT"  # another place for everything a study writes; the tests use it
 
 

@@ -1,13 +1,12 @@
 """The paper's Tables 4 and 5 from rows of results, beside the published figures: as data, Markdown and LaTeX."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from .errors import DDError
 from .stats import summarise
+from .store import ROOT, write_atomic
 
-REFERENCE = Path(__file__).resolve().parent.parent / "paper" / "reference"
+REFERENCE = ROOT / "paper" / "reference"
 NETS = ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18")  # the paper's order
 CELL = ["ipc", "iteration", "protocol", "method", "net"]
 POOL_NAMES = {
@@ -130,7 +129,8 @@ def cell_text(by_net, net):
     if net not in by_net.index:
         return ""
     cell = by_net.loc[net]
-    return f"{cell['mean']:.1f} ± {(cell['high'] - cell['low']) / 2:.1f}" + "*" * bool(cell["diverged"])
+    spread = "" if cell["n"] == "1×1" else f" ± {(cell['high'] - cell['low']) / 2:.1f}"
+    return f"{cell['mean']:.1f}{spread}" + "*" * bool(cell["diverged"])
 
 
 def published_text(by_net, net):
@@ -185,3 +185,11 @@ def caption(cells, rows, profile, number):
     if cells["diverged"].any():
         text += " \\* marks cells with diverged nets, which stay in the mean."
     return text
+
+
+def update_readme(profile):
+    """Put a profile's Table 4 into README.md between its two markers, so that the two cannot differ."""
+    readme, start, end = ROOT / "README.md", "<!-- table 4 -->\n", "<!-- end -->"
+    head, _, rest = readme.read_text().partition(start)
+    content = (ROOT / "paper" / "tables" / f"{profile}-table4.md").read_text()
+    write_atomic(readme, head + start + content + end + rest.partition(end)[2])

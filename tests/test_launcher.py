@@ -6,7 +6,7 @@ import pytest
 
 import ddlib.__main__ as launcher
 from ddlib.errors import DDError
-from ddlib.study import ROOT
+from ddlib.store import ROOT
 
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in launcher.NOTEBOOKS]
 

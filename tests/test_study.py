@@ -6,7 +6,8 @@ from conftest import module, refused
 
 from ddlib.profiles import PROFILES
 from ddlib.results import COLUMNS
-from ddlib.study import ROOT, Study
+from ddlib.store import ROOT
+from ddlib.study import Study
 
 TINY = {
     "iterations": 3, "snapshots": [0, 2], "report": [2, 3], "seeds": [0, 1], "batch_real": 8, "width": 4,
