@@ -6,8 +6,9 @@ import pytest
 
 from ddlib.profiles import PROFILES
 from ddlib.results import read_rows
+from ddlib.stats import paired_difference
 from ddlib.store import ROOT
-from ddlib.tables import caption, table, to_markdown, wide
+from ddlib.tables import caption, table, table4_rows, to_markdown, wide
 
 README = (ROOT / "README.md").read_text()
 PROFILE = PROFILES["cifar10-small"]
@@ -48,3 +49,13 @@ def test_commands_are_targets_of_the_makefile():
     commands = set(re.findall(r"make (\w+)", README))
     assert {"reproduce", "test"} <= commands
     assert [c for c in commands if f"\n{c}:" not in makefile] == []
+
+
+@pytest.mark.parametrize(("method", "nets"), [("model pool", ["MLP", "AlexNet", "LeNet"]), ("KD", ["MLP", "VGG11", "LeNet"])])
+def test_differences_in_the_prose_are_those_of_the_csv(method, nets):
+    rows = table4_rows(read_rows(RESULTS))
+    rows = rows[(rows["protocol"] == "fair") & (rows["iteration"] == PROFILE.iterations)]
+    pairs = paired_difference(rows[rows["method"] == method], rows[rows["method"] == "baseline"]).set_index("net")
+    for net in nets:
+        assert f"{net} {pairs.loc[net, 'mean']:+.1f}" in README
+        assert pairs.loc[net, "low"] > 0  # called a difference, so its interval excludes none
