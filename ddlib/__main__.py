@@ -98,7 +98,7 @@ def execute(notebook, target, parameters):
         try:
             papermill.execute_notebook(
                 str(notebook), str(target), parameters, kernel_name="python3", progress_bar=False, cwd=str(ROOT),
-                extra_arguments=["--log-level=ERROR"],  # papermill hands them to the kernel
+                extra_arguments=["--log-level=CRITICAL"],  # to the kernel: a stopped one need not say so at length
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             if error.ename == "DDError":
