@@ -24,7 +24,7 @@ class Profile:
     seeds: tuple[int, ...] = (0, 1, 2)  # distillation seeds
     iterations: int = 3000
     snapshots: tuple[int, ...] = (1000, 2000, 3000)
-    report: tuple[int, ...] = (1000, 2000, 3000)  # iterations that the tables show; each is a snapshot too
+    report: tuple[int, ...] = (1000, 2000)  # iterations that the tables show besides the last; each is a snapshot too
     pools: tuple[str, ...] = ("total_random", "main_plus_others", "main_plus_similar")  # 02: Table 5, beside the main model
     main_prob: float = 0.9
     main_probs: tuple[float, ...] = ()  # 02: more points of the curve over the main model's probability
@@ -51,7 +51,7 @@ class Profile:
 
     def __post_init__(self):
         check_types(self)
-        if not set(self.report) <= {*self.snapshots, self.iterations}:
+        if not set(self.reported) <= {*self.snapshots, self.iterations}:
             raise DDError(f"report is {self.report}; allowed: {(*self.snapshots, self.iterations)} (snapshots, iterations)")
         for pool in self.pools:
             check_choice("pool", pool, PRESETS)
@@ -72,6 +72,11 @@ class Profile:
                 self.distill_config("main", seed, ipc)
         for tau in (self.tau, *self.taus):
             self.eval_config(tau=tau)
+
+    @property
+    def reported(self):
+        """The iterations that the tables show: those of `report` that are reached, and the last."""
+        return (*(k for k in self.report if k < self.iterations), self.iterations)
 
     def distill_config(self, pool, seed, ipc=None, **changes):
         """The `DistillConfig` of one distillation of this study."""
@@ -103,7 +108,7 @@ PROFILES = {
             seeds=(0, 1),
             iterations=40,
             snapshots=(0, 10, 20, 40),
-            report=(40,),
+            report=(),
             main_probs=(0.5,),
             batch_real=32,
             width=32,
@@ -124,7 +129,7 @@ PROFILES = {
             seeds=(0, 1),
             iterations=300,
             snapshots=(0, 100, 200, 300),
-            report=(300,),
+            report=(),
             batch_real=32,
             width=32,
             width_factor=0.25,

@@ -65,7 +65,7 @@ class Study:
 
     def reported(self, synsets):
         """Of distilled sets with their history: those at the iterations that the tables show."""
-        return [s for final in synsets for s in final.history if s.iteration in self.profile.report]
+        return [s for final in synsets for s in final.history if s.iteration in self.profile.reported]
 
     def random_real(self, ipc=None):
         """The baseline: random real images, one set per distillation seed."""

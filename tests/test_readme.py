@@ -22,7 +22,7 @@ def test_the_readme_shows_the_committed_table_4():
 @pytest.mark.parametrize("number", [4, 5])
 def test_committed_tables_are_what_the_committed_csv_gives(number):
     rows = read_rows(RESULTS)
-    cells = table(rows, number, PROFILE.report)
+    cells = table(rows, number, PROFILE.reported)
     made = caption(cells, rows, PROFILE, number) + "\n\n" + to_markdown(wide(cells))
     assert made == (ROOT / "paper" / "tables" / f"cifar10-small-table{number}.md").read_text()
 

@@ -10,7 +10,7 @@ from ddlib.store import ROOT
 from ddlib.study import Study
 
 TINY = {
-    "iterations": 3, "snapshots": [0, 2], "report": [2, 3], "seeds": [0, 1], "batch_real": 8, "width": 4,
+    "iterations": 3, "snapshots": [0, 2], "report": [2], "seeds": [0, 1], "batch_real": 8, "width": 4,
     "width_factor": 0.0625, "epochs": 3, "n_eval": 1, "nets": ["ConvNet", "MLP"], "full_nets": ["MLP"], "full_epochs": 1,
 }  # fmt: skip
 
@@ -59,6 +59,12 @@ def test_the_snapshots_that_tables_show_are_evaluated(study):
     rows = study.evaluate(study.reported([study.distill("main_plus_similar", 0)]))
     assert sorted(rows["iteration"].unique()) == [2, 3]
     assert list(rows.columns) == list(COLUMNS)
+
+
+def test_other_numbers_of_iterations_need_no_other_setting(tmp_path):
+    for iterations, reported in ((1, [1]), (5, [2, 5])):
+        study = Study("quick", TINY | {"iterations": iterations}, out=tmp_path, device="cpu", progress=False)
+        assert [s.iteration for s in study.reported([study.distill("main", 0)])] == reported
 
 
 def test_tau_is_chosen_on_validation_images_per_net(study):
