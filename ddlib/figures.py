@@ -40,7 +40,7 @@ plt.rcParams.update(STYLE)
 
 
 def new_figure(width, height, **grid) -> tuple[Figure, object]:
-    """A figure outside pyplot's registry's reach: notebooks show what a cell returns, once."""
+    """A figure and its axes, taken out of pyplot's list, so that a notebook shows it once: where a cell returns it."""
     figure, axes = plt.subplots(figsize=(width, height), **grid)
     plt.close(figure)
     return figure, axes
@@ -183,8 +183,3 @@ def bars(rows, title, order):
     axis.set(ylabel="test accuracy (%)", title=title)
     axis.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.08))
     return figure
-
-
-__all__ = [
-    "accuracy_curves", "bars", "difference_plot", "drawn_architectures", "heat_map", "image_rows", "loss_curves",
-]  # fmt: skip
