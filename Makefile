@@ -39,7 +39,7 @@ constraints:  ## renew the exact versions (needs uv)
 		pyproject.toml -o constraints.txt
 
 clean:  ## remove what runs made (not the committed results)
-	rm -rf runs figures/quick paper/results/quick.csv paper/tables/quick-*
+	rm -rf runs figures/quick* paper/results/quick*.csv paper/tables/quick*
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; try make PYTHON=python3.12")'

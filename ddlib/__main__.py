@@ -139,7 +139,7 @@ class shown_progress:
 
 def report(study, executed, seconds):
     """Print the result table and the paths of everything that was made."""
-    out, name = study.out, study.profile.name
+    out, name = study.out, study.name
     table = out / "paper" / "tables" / f"{name}-table4.md"
     print(f"\n{table.read_text()}")
     groups = {

@@ -1,9 +1,10 @@
 """A study: one profile's data, distillations and evaluations, kept in a folder and never computed twice.
 
 The notebooks are written against this class. `out` holds everything that a study makes:
-`runs/<profile>/` (synthetic sets, checkpoints, rows.csv), `figures/<profile>/`, `paper/results/` and `paper/tables/`.
+`runs/<name>/` (synthetic sets, checkpoints, rows.csv), `figures/<name>/`, `paper/results/` and `paper/tables/`.
 """
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from .data import load_data
 from .device import pick_device
 from .distill import distill, store_name
 from .evaluate import evaluate
-from .profiles import get_profile
+from .profiles import PROFILES, get_profile
 from .results import Results, read_rows
 from .store import ROOT, write_atomic
 
@@ -33,8 +34,9 @@ class Study:
         self.profile = get_profile(profile, settings)
         self.out = Path(out or os.environ.get(OUT_VARIABLE) or ROOT).resolve()
         self.device, self.data_root, self.progress = pick_device(device), data_root or ROOT / "data", progress
-        self.runs = self.out / "runs" / profile
-        self.figures = self.out / "figures" / profile
+        self.name = study_name(self.profile)
+        self.runs = self.out / "runs" / self.name
+        self.figures = self.out / "figures" / self.name
         self.written = []
         self._data, self._results = None, None
 
@@ -117,7 +119,7 @@ class Study:
 
     def published_rows(self):
         """The rows to make tables of: this study's own, else the ones committed in paper/results/<profile>.csv."""
-        own, committed = self.runs / "rows.csv", ROOT / "paper" / "results" / f"{self.profile.name}.csv"
+        own, committed = self.runs / "rows.csv", ROOT / "paper" / "results" / f"{self.name}.csv"
         return read_rows(own if own.is_file() else committed)
 
     def write(self, name, content):
@@ -144,3 +146,10 @@ class Study:
             f"evaluation: {p.n_eval} nets per set and architecture; {config.epochs} epochs; "
             f"AlexNet, VGG11, ResNet18 at {p.width_factor:g} of their width"
         )
+
+
+def study_name(profile):
+    """The profile's name; with settings overridden, a hash of them behind it: results of different settings never mix."""
+    if profile == PROFILES[profile.name]:
+        return profile.name
+    return f"{profile.name}-{hashlib.sha256(repr(profile).encode()).hexdigest()[:6]}"

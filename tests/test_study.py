@@ -34,11 +34,12 @@ def test_nothing_is_made_twice(study, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(first, second)
 
 
-def test_another_setting_is_another_distillation(study, tmp_path):
-    study.distill("main", 0)
-    changed = Study("quick", TINY | {"batch_real": 9}, out=tmp_path, device="cpu", progress=False)
-    assert changed.distill("main", 0).id != study.distill("main", 0).id
-    assert len(list((study.runs / "distill").iterdir())) == 2
+def test_results_of_other_settings_never_mix(study, tmp_path):
+    study.evaluate([study.distill("main", 0)])
+    other = Study("quick", TINY | {"epochs": 2}, out=tmp_path, device="cpu", progress=False)
+    assert (other.runs, other.figures) != (study.runs, study.figures)
+    assert other.results.frame().empty
+    assert Study("quick", {"epochs": PROFILES["quick"].epochs}, out=tmp_path).name == "quick"
 
 
 def test_everything_is_written_below_out(study, tmp_path):
