@@ -5,9 +5,11 @@ flattened features [N, F] before the classifier. Sides 28 and 32 are supported: 
 convolutional net but LeNet pads two pixels more, which makes the feature maps those of a 32x32 image.
 """
 
+import functools
 import inspect
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .errors import DDError, check_choice, check_range
@@ -26,12 +28,38 @@ NORMS = {
     "layer": lambda width, side: nn.LayerNorm([width, side, side]),
     "group": lambda width, side: nn.GroupNorm(4, width),
 }
+SIDES = (28, 32)
+
+
+class MeanPool(nn.Module):
+    """2x2 average pooling, [N, C, H, W] to [N, C, H / 2, W / 2]; H and W even.
+
+    On the CPU as a product with a constant matrix: PyTorch's own kernel takes a third of a bfloat16 backward pass there
+    (measured: 337 to 244 ms for ConvNet-D3-W128 over 256 images on 2 cores). On a GPU as `avg_pool2d`, which is the plain path.
+    """
+
+    def forward(self, images):
+        if images.device.type != "cpu":
+            return F.avg_pool2d(images, 2)
+        n, channels, height, width = images.shape
+        pairs_of_rows = images.reshape(-1, 2 * width)
+        return (pairs_of_rows @ pooling_matrix(width, images.dtype)).view(n, channels, height // 2, width // 2)
+
+
+@functools.cache
+def pooling_matrix(width, dtype):
+    """[2 * width, width / 2]: maps two image rows laid end to end to the means of their 2x2 squares."""
+    column = torch.arange(width)
+    matrix = torch.zeros(2, width, width // 2)
+    matrix[:, column, column // 2] = 0.25
+    return matrix.view(2 * width, width // 2).to(dtype)
+
+
 POOLINGS = {
     "none": nn.Identity,
-    "average": lambda: nn.AvgPool2d(2),
+    "average": MeanPool,
     "max": lambda: nn.MaxPool2d(2),
 }
-SIDES = (28, 32)
 
 
 class Net(nn.Module):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import refused
 
-from ddlib.nets import ACTIVATIONS, NETS, NORMS, build_net
+from ddlib.nets import ACTIVATIONS, NETS, NORMS, MeanPool, build_net
 from ddlib.rng import stream, torch_seeded_by
 
 SMALL = {  # options that make each net cheap
@@ -176,3 +176,13 @@ def test_what_a_net_cannot_be_is_refused(name, options, words):
 def test_the_class_itself_refuses_other_sides(name):
     with refused("64", "28, 32"):
         NETS[name](side=64)
+
+
+@pytest.mark.parametrize("side", [2, 8, 32])
+def test_mean_pooling_is_average_pooling(side):
+    images = torch.randn(3, 5, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ours, plain = MeanPool()(images), F.avg_pool2d(images, 2)
+    assert torch.allclose(ours, plain, rtol=1e-12, atol=1e-15)
+    weights = torch.randn(ours.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    mine, theirs = (torch.autograd.grad((out * weights).sum(), images)[0] for out in (ours, plain))
+    assert torch.allclose(mine, theirs, rtol=1e-12, atol=1e-15)
