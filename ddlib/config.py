@@ -8,7 +8,7 @@ from .pool import PRESETS
 
 # Outer steps and inner epochs by ipc (Zhao et al., ICLR 2021; methods of the DC family).
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-PRECISIONS = ("float32", "bfloat16", "float64")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 PROTOCOLS = ("ce", "kd", "authors-2023")
 ON_DIVERGENCE = ("skip", "stop")
 
@@ -46,8 +46,8 @@ class DistillConfig:
     momentum_images: float = 0.5
     lr_net: float = 0.01
     init: str = "noise"  # or "real"
-    precision: str = "float32"  # bfloat16: real gradients under autocast
-    slice_size: int | None = 64  # real images per backward pass; None: the whole batch at once
+    precision: str = "float32"  # bfloat16: real gradients under autocast; tf32: a GPU's fast float32 products
+    slice_size: int | None = None  # real images per backward pass; None: as the device likes it, see `matching.slices`
     on_divergence: str = "skip"  # or "stop"
 
     def __post_init__(self):
@@ -93,7 +93,7 @@ class EvalConfig:
     width_factor: float = 1.0  # AlexNet, VGG11, ResNet18
     alpha: float = 0.5  # weight of the distillation term (the released code's default)
     tau: float = 1.5  # temperature (the released code's default)
-    precision: str = "float32"
+    precision: str = "float32"  # bfloat16: training and testing under autocast; tf32 as above
 
     def __post_init__(self):
         check_types(self)

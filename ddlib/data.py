@@ -59,14 +59,17 @@ class Data:
 
     def sample(self, label, n, generator):
         """`n` different random training images of one class, [n, C, side, side]."""
+        return self.x_train[self.draw(label, n, generator).to(self.device)]
+
+    def draw(self, label, n, generator):
+        """Rows of `x_train`, int64 [n] on the CPU: `n` different random ones of one class."""
         if not hasattr(self, "_starts"):
             self._counts = self.counts()
             self._starts = np.cumsum([0, *self._counts]).tolist()
         if n > self._counts[label]:
             name, held = self.classes[label], self._counts[label]
             raise DDError(f"{n} training images of class {name!r} were asked for; it holds {held}")
-        index = torch.randperm(self._counts[label], generator=generator)[:n] + self._starts[label]
-        return self.x_train[index.to(self.device)]
+        return torch.randperm(self._counts[label], generator=generator)[:n] + self._starts[label]
 
     def split(self, name):
         """Images and labels of `train`, `val` or `test`."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from .config import DistillConfig, to_dict
 from .data import check_ipc, random_real
 from .device import environment, keep_freed_memory
 from .errors import DDError
-from .matching import batchnorms, freeze_batchnorm, matching_step
+from .graphs import Epoch, Graph
+from .matching import batchnorms, default_slice, draw_batches, freeze_batchnorm, matching_step, set_products
 from .pool import ModelPool, label
 from .progress import bar
 from .rng import stream, streams
@@ -26,64 +26,106 @@ STREAMS = ("pool", "weights", "batch", "batchnorm", "train")
 CHECKPOINT_SECONDS = 10
 
 
-def distill(config, data, pool=None, store=None, resume=True, progress=True):
+def distill(config, data, pool=None, store=None, resume=True, progress=True, stop=None):
     """Distil `data` into a `SyntheticSet` by gradient matching on nets drawn from a pool.
 
     `pool`: a `ModelPool`; by default the preset that `config.pool` names. `store`: a folder for snapshots
     (`it00100.safetensors`), the log (`log.csv`) and a checkpoint; with `resume`, a run that was interrupted goes on from it,
-    bit for bit on a CPU, and a finished one is read back. The result's `history` holds the sets at
-    `config.snapshots`, its `log` one row per iteration: loss (mean per class and outer step), architecture, seconds.
-    Ctrl-C saves a checkpoint of the last whole iteration first. Raises `DDError` for settings the data cannot meet.
+    bit for bit on a CPU, and a finished one is read back. `stop(iteration)` is asked after every iteration; if it says True,
+    the run ends there and can be resumed. The result's `history` holds the sets at `config.snapshots`, its `log` one row per
+    iteration: loss (mean per class and outer step), architecture, seconds. Ctrl-C saves a checkpoint of the last whole
+    iteration first. Raises `DDError` for settings the data cannot meet.
     """
     keep_freed_memory()
-    run = Run(config, data, pool, store, resume)
+    run = Run(config, data, pool, store, resume, stop)
     outer, inner = config.loops
     with run, bar(config.iterations, f"distil {run.pool.name} s{config.seed}", run.iteration, progress) as ticks:
         for k in run.remaining():
-            description, net = run.pool.sample(run.rng["pool"], k, run.rng["weights"])
-            net.to(run.images.device, run.images.dtype)
-            losses = []
+            description, net = run.draw_net(k)
             for step in range(outer):
-                if batchnorms(net):
-                    freeze_batchnorm(net, run.batch_of_all_classes(config.batch_bn))
-                losses.append(
-                    matching_step(
-                        net, run.images, run.labels, run.data, run.rng["batch"], config.batch_real, config.slice_size,
-                        config.precision,
-                    )
-                )  # fmt: skip
-                if not run.is_finite(losses[-1]):
-                    break
-                run.optimizer.step()
+                net.freeze_batchnorm()
+                net.match()
                 if step < outer - 1:
-                    train_on(run.images.detach(), run.labels, net, inner, config, run.rng["train"])
-            run.finish_iteration(k, description, losses)
+                    net.train(inner)
+            run.finish_iteration(k, description)
             ticks.update()
     return run.result()
 
 
-def train_on(images, labels, net, epochs, config, generator):
-    """The inner loop: `epochs` of plain SGD (no momentum) on the synthetic set, so that matching sees trained weights too."""
+class Matched:
+    """A net of the pool on the device, and what is done with it: work that is the same every time, recorded on a GPU.
+
+    One per architecture; `load` gives it the fresh weights of another iteration.
+    """
+
+    def __init__(self, run, net):
+        self.run, self.net = run, net.to(run.images.device, run.images.dtype)
+        config, device, classes = run.config, run.images.device, len(run.data.classes)
+        self.real, self.real_bn = (
+            torch.zeros(classes, n, dtype=torch.int64, device=device) for n in (config.batch_real, config.batch_bn)
+        )
+        self.has_batchnorm = bool(batchnorms(net))
+        self._freeze, self._match = Graph(self._freeze_once, device), Graph(self._match_once, device)
+        self._epoch = inner_epoch(run.images.detach(), run.labels, self.net, config)
+
+    def load(self, fresh):
+        """Take the weights and buffers of a freshly initialised net of this architecture."""
+        self.net.load_state_dict(fresh.state_dict())
+
+    def freeze_batchnorm(self):
+        """Set and freeze the statistics of BatchNorm layers, if there are any, from a real batch of all classes."""
+        if self.has_batchnorm:
+            self.real_bn.copy_(draw_batches(self.run.data, self.run.config.batch_bn, self.run.rng["batchnorm"]))
+            self._freeze()
+
+    def match(self):
+        """One matching step on fresh real batches, and one step of the pixels against its gradient."""
+        self.real.copy_(draw_batches(self.run.data, self.run.config.batch_real, self.run.rng["batch"]))
+        self._match()
+
+    def train(self, epochs):
+        """The inner loop on the synthetic set as it is now."""
+        run = self.run
+        train_on(run.images.detach(), run.labels, self.net, epochs, run.config, run.rng["train"], self._epoch)
+
+    def _freeze_once(self):
+        freeze_batchnorm(self.net, self.run.data.x_train[self.real_bn.flatten()])
+
+    def _match_once(self):
+        run = self.run
+        loss = matching_step(
+            self.net, run.images, run.labels, run.data, self.real, run.slice_size, run.config.precision
+        )  # fmt: skip
+        run.step_pixels(loss)
+
+
+def train_on(images, labels, net, epochs, config, generator, epoch=None):
+    """The inner loop: `epochs` of plain SGD (no momentum) on the synthetic set, so that matching sees trained weights too.
+
+    `epoch`: an `inner_epoch` of the same tensors, which a GPU may have recorded already.
+    """
     net.train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=config.lr_net)
+    epoch = epoch or inner_epoch(images, labels, net, config)
     for _ in range(epochs):
-        for batch in batches(len(labels), config.batch_train, generator):
-            optimizer.zero_grad()
-            F.cross_entropy(net(images[batch]), labels[batch]).backward()
-            optimizer.step()
+        epoch(generator)
 
 
-def batches(n, size, generator):
-    """Index batches of one epoch, shuffled; a set that fits into one batch is taken whole and in order."""
-    if n <= size:
-        return [slice(None)]
-    return torch.randperm(n, generator=generator).split(size)
+def inner_epoch(images, labels, net, config):
+    """One epoch of the inner loop as an `Epoch`: SGD, lr `config.lr_net`, no momentum, batches of `config.batch_train`."""
+    parameters = list(net.parameters())
+
+    def step(batch):
+        gradients = torch.autograd.grad(F.cross_entropy(net(images[batch]), labels[batch]), parameters)
+        with torch.no_grad():
+            torch._foreach_add_(parameters, gradients, alpha=-config.lr_net)
+
+    return Epoch(step, len(labels), config.batch_train, images.device)
 
 
 class Run:
     """The state of one distillation: pixels, their optimiser, generators, log; and how it survives being stopped."""
 
-    def __init__(self, config, data, pool=None, store=None, resume=True):
+    def __init__(self, config, data, pool=None, store=None, resume=True, stop=None):
         if not isinstance(config, DistillConfig):
             raise DDError(f"config is a {type(config).__name__}; needed: a DistillConfig")
         if pool is not None and config.pool != pool.name:
@@ -99,8 +141,10 @@ class Run:
         )  # fmt: skip
         if self.pool.shape != data.shape:
             raise DDError(f"the pool builds nets for (channels, side, classes) {self.pool.shape}; the data have {data.shape}")
+        set_products(config.precision, data.device)
         dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.data = data.to(dtype=dtype)
+        self.slice_size = config.slice_size or default_slice(data.device)
         self.rng = streams(config.seed, STREAMS)
         channels, side, classes = data.shape
         self.labels = torch.arange(classes, device=data.device).repeat_interleave(config.ipc)
@@ -110,9 +154,12 @@ class Run:
             noise = (classes * config.ipc, channels, side, side)
             images = torch.randn(noise, generator=stream(config.seed, "init"))
         self.images = images.to(data.device, dtype).clone().requires_grad_()
-        self.optimizer = torch.optim.SGD([self.images], lr=config.lr_images, momentum=config.momentum_images)
+        self.momentum = torch.zeros_like(self.images, requires_grad=False)
+        self.loss = torch.zeros((), dtype=dtype, device=data.device)  # sum over the steps of this iteration
+        self.finite = torch.ones((), dtype=torch.bool, device=data.device)  # whether all of them were
+        self.nets = {}
         self.iteration, self.diverged, self.seconds, self.history, self.rows = 0, 0, 0.0, [], []
-        self.stopped = False
+        self.stopped, self.stop = False, stop or (lambda iteration: False)
         if self.store and resume and (self.store / "checkpoint.safetensors").is_file():
             self._load_checkpoint()
         elif 0 in config.snapshots:
@@ -124,24 +171,43 @@ class Run:
         self._mark()
         while self.iteration < self.config.iterations and not self.stopped:
             yield self.iteration + 1
+            if self.stop(self.iteration):
+                break
 
-    def batch_of_all_classes(self, n):
-        """`n` random real images of each class, for the statistics of BatchNorm."""
-        classes = range(len(self.data.classes))
-        return torch.cat([self.data.sample(c, n, self.rng["batchnorm"]) for c in classes])
+    def draw_net(self, k):
+        """Draw the architecture and fresh weights of iteration k: `(description, Matched)`."""
+        description, fresh = self.pool.sample(self.rng["pool"], k, self.rng["weights"])
+        self.loss.zero_()
+        self.finite.fill_(True)
+        name = json.dumps(description)
+        if name in self.nets:
+            self.nets[name].load(fresh)
+        else:
+            self.nets[name] = Matched(self, fresh)
+        return description, self.nets[name]
 
-    def is_finite(self, loss):
-        """Whether this step may be taken; the pixels and their momentum are untouched if it may not."""
-        return math.isfinite(loss) and bool(torch.isfinite(self.images.grad).all())
+    @torch.no_grad()
+    def step_pixels(self, loss):
+        """SGD with momentum on the pixels against `images.grad`.
 
-    def finish_iteration(self, k, description, losses):
+        Once a loss or gradient of this iteration was not finite, pixels and momentum stay as they are until the next one;
+        decided on the device, without waiting for it.
+        """
+        self.loss += loss
+        self.finite &= torch.isfinite(loss) & torch.isfinite(self.images.grad).all()
+        momentum = self.momentum * self.config.momentum_images + self.images.grad
+        images = torch.add(self.images, momentum, alpha=-self.config.lr_images)
+        self.momentum.copy_(torch.where(self.finite, momentum, self.momentum))
+        self.images.copy_(torch.where(self.finite, images, self.images))
+
+    def finish_iteration(self, k, description):
         """Log iteration k, take a snapshot if one is due, save a checkpoint now and then."""
-        bad = not self.is_finite(losses[-1])
+        loss, bad = float(self.loss), not bool(self.finite)  # waits for the GPU, once an iteration
         now = time.perf_counter()
         self.rows.append(
             {
                 "iteration": k,
-                "loss": sum(losses) / (len(losses) * len(self.data.classes)),
+                "loss": loss / (self.config.loops[0] * len(self.data.classes)),
                 "architecture": label(description),
                 "diverged": bad,
                 "seconds": round(now - self._started, 4),
@@ -187,10 +253,7 @@ class Run:
 
     def _mark(self):
         """Remember the state at an iteration's end: what a checkpoint written in mid-iteration must hold."""
-        tensors = {"images": self.images.detach().clone()}
-        momentum = self.optimizer.state.get(self.images, {}).get("momentum_buffer")
-        if momentum is not None:
-            tensors["momentum"] = momentum.clone()
+        tensors = {"images": self.images.detach().clone(), "momentum": self.momentum.clone()}
         tensors |= {f"rng.{name}": g.get_state() for name, g in self.rng.items()}
         info = {
             "settings": self._settings(), "iteration": self.iteration, "diverged": self.diverged, "seconds": self.seconds,
@@ -214,8 +277,7 @@ class Run:
         try:
             self._check_settings(path, info["settings"])
             self.images.data.copy_(tensors["images"])
-            if "momentum" in tensors:
-                self.optimizer.state[self.images]["momentum_buffer"] = tensors["momentum"].to(self.images)
+            self.momentum.copy_(tensors["momentum"])
             for name, generator in self.rng.items():
                 generator.set_state(tensors[f"rng.{name}"])
             self.iteration, self.diverged, self.seconds = info["iteration"], info["diverged"], info["seconds"]

@@ -7,9 +7,9 @@ import torch
 
 from .config import PROTOCOLS, EvalConfig, check_known
 from .device import environment, keep_freed_memory
-from .distill import batches
 from .errors import DDError, check_choice, check_range
-from .matching import mixed_precision
+from .graphs import Epoch, Graph, on_streams
+from .matching import mixed_precision, set_products
 from .nets import NETS, build_net
 from .progress import bar
 from .protocols import make_loss
@@ -22,94 +22,158 @@ _teachers = {}  # logits of trained teachers on their set: shared by all student
 
 def evaluate(
     synset, data, nets=("ConvNet",), protocol="ce", n_eval=5, seed=0, *, teacher=TEACHER, split="test", config=None,
-    results=None, progress=True, **settings,
+    results=None, progress=True, stop=None, **settings,
 ):  # fmt: skip
     """Train `n_eval` fresh nets of each architecture on `synset` and test them on `data`.
 
     Returns a `DataFrame` with one row per net (`results.COLUMNS`; accuracy in percent). `protocol`: see `ddlib.protocols`;
     `teacher` is the net that `kd` and `authors-2023` learn from (None for `authors-2023`: its "no KD", half a CE). Net i has
-    eval seed `seed + i`; a teacher of the same number comes from a stream of its own. `split`: "test", or "val" to choose
-    settings. `config` is an `EvalConfig`, `settings` override single ones (`tau=4.0`). With `results` (a `Results`), rows
-    found there are not computed again and new ones are saved as they finish. A net with non-finite weights or logits is
-    marked `diverged` and keeps the accuracy it has. Raises `DDError` for anything unknown or a set that does not fit.
+    eval seed `seed + i`; a teacher of the same number comes from a stream of its own. `split`: "test", "val" to choose
+    settings, or "both": one training, a row for each. `config` is an `EvalConfig`, `settings` override single ones
+    (`tau=4.0`). With `results` (a `Results`), rows found there are not computed again and new ones are saved as they finish;
+    `stop()` is asked before every net, and if it says True, what is not there yet is left out. A net with non-finite weights
+    or logits is marked `diverged` and keeps the accuracy it has. On a GPU all nets of an architecture train at once; `seconds`
+    is then a net's share. Raises `DDError` for anything unknown or a set that does not fit.
     """
     keep_freed_memory()
     config = configured(config, settings)
-    check_request(synset, data, nets, protocol, n_eval, teacher, split)
+    set_products(config.precision, data.device)
     if protocol == "ce":
         teacher = None
+    splits = ("val", "test") if split == "both" else (split,)
+    for name in splits:
+        check_request(synset, data, nets, protocol, n_eval, teacher, name)
     results = Results() if results is None else results
     if config.precision == "float64":
         data = data.to(dtype=torch.float64)
-    images, labels = synset.images.to(data.device, data.x_train.dtype), synset.labels.to(data.device)
-    rows, runs = [], [(net, seed + i) for net in nets for i in range(n_eval)]
-    with bar(len(runs), f"evaluate {protocol}", show=progress) as ticks:
-        for net_name, eval_seed in runs:
-            row = describe(synset, data, protocol, net_name, eval_seed, teacher, split, config)
-            done = results.get(row)
-            if done is None:
+    rows = []
+    with bar(len(nets) * n_eval, f"evaluate {protocol}", show=progress) as ticks:
+        for net in nets:
+            seeds = list(range(seed, seed + n_eval))
+            wanted = {
+                s: [describe(synset, data, protocol, net, s, teacher, name, config) for name in splits] for s in seeds
+            }  # fmt: skip
+            missing = [s for s in seeds if any(results.get(row) is None for row in wanted[s])]
+            ticks.update(n_eval - len(missing))
+            for group in groups(missing, data.device):
+                if stop and stop():
+                    break
                 started = time.perf_counter()
-                targets = teacher_logits(synset, data, teacher, eval_seed, config) if teacher else None
-                net = fresh_net(net_name, data, config, stream(eval_seed, "eval", net_name))
-                loss = make_loss(protocol, labels, targets, config)
-                train_net(net, images, loss, config, stream(eval_seed, "batches", net_name))
-                row["accuracy"], row["diverged"] = measure_accuracy(net, *data.split(split), config.precision)
-                row["seconds"] = round(time.perf_counter() - started, 3)
-                done = row | environment(data.device)
-                results.add(done)
-            rows.append(done)
-            ticks.update()
+                trained = train_group(synset, data, protocol, net, group, teacher, config)
+                tested = [[measure_accuracy(n, *data.split(name), config.precision) for name in splits] for n in trained]
+                seconds = round((time.perf_counter() - started) / len(group), 3)
+                for s, outcomes in zip(group, tested, strict=True):
+                    for row, (accuracy, diverged) in zip(wanted[s], outcomes, strict=True):
+                        result = {"accuracy": accuracy, "diverged": diverged, "seconds": seconds}
+                        results.add(row | result | environment(data.device))
+                ticks.update(len(group))
+            rows += [found for s in seeds for row in wanted[s] if (found := results.get(row)) is not None]
     return as_frame(rows)
 
 
-def train_net(net, images, loss, config, generator):
-    """Train in place: SGD, lr x 0.1 after epoch `config.drop_epoch` with the momentum buffers reset, no augmentation.
+def groups(seeds, device):
+    """Which nets train at once: all of them on a GPU, each alone on a CPU, where sharing the caches would cost time."""
+    if torch.device(device).type == "cuda":
+        return [seeds] if seeds else []
+    return [[s] for s in seeds]
+
+
+def train_group(synset, data, protocol, name, seeds, teacher, config):
+    """Fresh nets of one architecture, one per eval seed, trained on `synset` under a protocol."""
+    images, labels = synset.images.to(data.device, data.x_train.dtype), synset.labels.to(data.device)
+    targets = teacher_logits(synset, data, teacher, seeds, config) if teacher else [None] * len(seeds)
+    nets = [fresh_net(name, data, config, stream(seed, "eval", name)) for seed in seeds]
+    losses = [make_loss(protocol, labels, target, config) for target in targets]
+    train_nets(nets, images, losses, config, [stream(seed, "batches", name) for seed in seeds])
+    return nets
+
+
+def train_nets(nets, images, losses, config, generators):
+    """Train nets in place: SGD, lr x 0.1 after epoch `config.drop_epoch` with the momentum reset, no augmentation.
 
     `loss(logits, batch, epoch)` gives the scalar to descend. These are the DC family's settings (Zhao et al., ICLR 2021):
-    lr 0.01, momentum 0.9, weight decay 5e-4, batch 256, epochs 0..300, drop after 151.
+    lr 0.01, momentum 0.9, weight decay 5e-4, batch 256, epochs 0..300, drop after 151. On a GPU the nets train side by side,
+    and an epoch of all of them is one recorded graph.
     """
-    net.train()
-    optimizer = new_optimizer(net, config, config.lr)
-    for epoch in range(config.epochs):
-        for batch in batches(len(images), config.batch, generator):
-            optimizer.zero_grad()
-            with mixed_precision(config.precision, images.device):
-                logits = net(images[batch])
-            loss(logits.to(images.dtype), batch, epoch).backward()
-            optimizer.step()
-        if epoch == config.drop_epoch:
-            optimizer = new_optimizer(net, config, config.lr * 0.1)
+    trainings = [Training(net, images, loss, config) for net, loss in zip(nets, losses, strict=True)]
+    before = min(config.drop_epoch + 1, config.epochs)
+    for lr, epochs in ((config.lr, before), (config.lr * 0.1, config.epochs - before)):
+        for training in trainings:
+            training.start(lr)
+        everyone = Graph(lambda: on_streams([training.run for training in trainings], images.device), images.device)
+        for _ in range(epochs):
+            for training, generator in zip(trainings, generators, strict=True):
+                training.pass_.shuffle(generator)
+            everyone()
 
 
-def new_optimizer(net, config, lr):
-    return torch.optim.SGD(net.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
+def train_net(net, images, loss, config, generator):
+    """`train_nets` for one net."""
+    train_nets([net], images, [loss], config, [generator])
+
+
+class Training:
+    """The training of one net on a set, an epoch at a call of `run`."""
+
+    def __init__(self, net, images, loss, config):
+        self.net, self.images, self.loss, self.config = net.train(), images, loss, config
+        self.parameters = list(net.parameters())
+        self.pass_ = Epoch(self.step, len(images), config.batch, images.device)
+        on_gpu = images.device.type == "cuda"  # a recorded epoch counts on the device
+        self.epoch = torch.zeros((), dtype=torch.float64, device=images.device) if on_gpu else 0
+
+    def start(self, lr):
+        """From here on with this learning rate, and no momentum yet."""
+        self.optimizer = torch.optim.SGD(
+            self.parameters, lr, self.config.momentum, weight_decay=self.config.weight_decay, fused=True
+        )
+
+    def step(self, batch):
+        with mixed_precision(self.config.precision, self.images.device):
+            logits = self.net(self.images[batch])
+        loss = self.loss(logits.to(self.images.dtype), batch, self.epoch)
+        gradients = torch.autograd.grad(loss, self.parameters)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+
+    def run(self):
+        self.pass_.run()
+        self.epoch += 1
 
 
 @torch.no_grad()
 def measure_accuracy(net, images, labels, precision="float32", batch=500):
     """(accuracy in percent, diverged): diverged means that weights or logits are not finite."""
     net.eval()
-    correct, finite = 0, all(bool(torch.isfinite(p).all()) for p in net.parameters())
+    finite = torch.stack([torch.isfinite(p).all() for p in net.parameters()] or [torch.ones((), dtype=torch.bool)]).all()
+    finite, correct = finite.to(images.device), torch.zeros((), dtype=torch.int64, device=images.device)
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
         with mixed_precision(precision, x.device):
             logits = net(x)
-        correct += int((logits.argmax(1) == y).sum())
-        finite = finite and bool(torch.isfinite(logits).all())
-    return 100 * correct / len(labels), not finite
+        correct += (logits.argmax(1) == y).sum()
+        finite &= torch.isfinite(logits).all()
+    return 100 * int(correct) / len(labels), not bool(finite)
 
 
-def teacher_logits(synset, data, name, seed, config):
-    """Logits [N, classes] on the synthetic images of a teacher trained on them with plain CE; trained once per process."""
+def teacher_logits(synset, data, name, seeds, config):
+    """Logits [N, classes] on the synthetic images, one tensor per eval seed, of teachers trained on them with plain CE.
+
+    Each is trained once per process.
+    """
     plain = replace(config, alpha=0.0, tau=1.0)
-    key = (synset.id, name, seed, plain, str(data.device))
-    if key not in _teachers:
+    keys = {seed: (synset.id, name, seed, plain, str(data.device)) for seed in seeds}
+    missing = [seed for seed in seeds if keys[seed] not in _teachers]
+    if missing:
         images, labels = synset.images.to(data.device, data.x_train.dtype), synset.labels.to(data.device)
-        net = fresh_net(name, data, config, stream(seed, "teacher", name))
-        train_net(net, images, make_loss("ce", labels, None, plain), plain, stream(seed, "teacher batches", name))
-        net.eval()
-        with torch.no_grad():
-            _teachers[key] = torch.cat([net(x) for x in images.split(500)])
-    return _teachers[key]
+        nets = [fresh_net(name, data, config, stream(seed, "teacher", name)) for seed in missing]
+        losses = [make_loss("ce", labels, None, plain)] * len(nets)
+        train_nets(nets, images, losses, plain, [stream(seed, "teacher batches", name) for seed in missing])
+        for seed, net in zip(missing, nets, strict=True):
+            net.eval()
+            with torch.no_grad(), mixed_precision(config.precision, images.device):
+                _teachers[keys[seed]] = torch.cat([net(x) for x in images.split(500)]).to(images.dtype)
+    return [_teachers[keys[seed]] for seed in seeds]
 
 
 def fresh_net(name, data, config, generator):
@@ -189,4 +253,5 @@ def describe(synset, data, protocol, net, eval_seed, teacher, split, config):
         "depth": config.depth if "ConvNet" in (net, teacher) else None,
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,
+        "distill_precision": about.get("precision", ""),
     }

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .errors import DDError
+
 
 def gradient_distance(syn_grads, real_grads):
     """The layer-wise, row-wise cosine distance of DC: sum over layers and output units of 1 - cos. Pure.
@@ -48,33 +50,39 @@ def real_gradient(net, images, labels, slice_size=None, precision="float32"):
     return total
 
 
+def default_slice(device):
+    """Real images per backward pass: on a CPU what its caches hold, on a GPU any number (None)."""
+    return 64 if torch.device(device).type == "cpu" else None
+
+
 def synthetic_gradient(net, images, labels):
     """Gradient of the mean cross-entropy over synthetic images, with its graph, so that it can be differentiated again."""
     return torch.autograd.grad(F.cross_entropy(net(images), labels), matched_parameters(net), create_graph=True)
 
 
-def matching_step(net, images, labels, data, generator, batch_real=256, slice_size=None, precision="float32"):
-    """Add the gradient of the matching loss to `images.grad`; returns the loss, summed over classes, as a float.
+def draw_batches(data, n, generator):
+    """The real batches of one matching step: rows of `data.x_train`, int64 [classes, n], different within a class."""
+    return torch.stack([data.draw(c, n, generator) for c in range(len(data.classes))])
 
-    `images` [C * ipc, ...] are sorted by class. For each class in turn: a random real batch, its gradient, the synthetic
-    gradient, their distance, and its pull-back to that class's pixels; the graphs of only one class are alive at a time.
+
+def matching_step(net, images, labels, data, index, slice_size=None, precision="float32"):
+    """Put the gradient of the matching loss into `images.grad`; returns the loss, summed over classes, as a 0-dim tensor.
+
+    `images` [C * ipc, ...] are sorted by class; `index` comes from `draw_batches`. For each class in turn: the gradient of
+    its real batch, the synthetic gradient, their distance, and its pull-back to that class's pixels; the graphs of only one
+    class are alive at a time. Never waits for a GPU, so that it can be recorded.
     """
-    images.grad = torch.zeros_like(images)
-    loss = 0.0
-    for c, own in enumerate(class_slices(labels)):
-        real = data.sample(c, batch_real, generator)
-        target = real_gradient(net, real, labels.new_full((len(real),), c), slice_size, precision)
+    if images.grad is None:
+        images.grad = torch.zeros_like(images)
+    loss, ipc = images.new_zeros(()), len(images) // len(index)
+    for c, rows in enumerate(index):
+        own = slice(c * ipc, (c + 1) * ipc)
+        target = real_gradient(net, data.x_train[rows], data.y_train[rows], slice_size, precision)
         syn = images.detach()[own].requires_grad_()
         distance = gradient_distance(synthetic_gradient(net, syn, labels[own]), target)
         images.grad[own] = torch.autograd.grad(distance, syn)[0]
         loss += distance.detach()
-    return float(loss)
-
-
-def class_slices(labels):
-    """The slice of each class in labels sorted by class."""
-    ends = torch.bincount(labels).cumsum(0).tolist()
-    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return loss
 
 
 def batchnorms(net):
@@ -97,6 +105,14 @@ def freeze_batchnorm(net, images):
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()
+
+
+def set_products(precision, device):
+    """Whether float32 products may use a GPU's TF32 units, process-wide: in `tf32`, and beside `bfloat16`'s autocast."""
+    if torch.device(device).type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision in ("tf32", "bfloat16")
+    elif precision == "tf32":
+        raise DDError("precision is 'tf32', which needs a GPU; allowed on a CPU: float32, bfloat16, float64")
 
 
 def mixed_precision(precision, device):

@@ -46,8 +46,9 @@ class Profile:
     n_sweep: int = 2  # nets per candidate
     full_nets: tuple[str, ...] = ()  # nets trained on the full data
     full_epochs: int = 20
-    precision: str = "float32"
-    slice_size: int | None = 64
+    precision: str = "float32"  # of the distillation
+    eval_precision: str = "float32"
+    slice_size: int | None = None
 
     def __post_init__(self):
         check_types(self)
@@ -92,8 +93,9 @@ class Profile:
 
     def eval_config(self, **changes):
         """The `EvalConfig` of this study."""
-        names = ("epochs", "width", "width_factor", "alpha", "tau", "precision")
-        return EvalConfig(**({n: getattr(self, n) for n in names} | changes))
+        names = ("epochs", "width", "width_factor", "alpha", "tau")
+        settings = {n: getattr(self, n) for n in names} | {"precision": self.eval_precision}
+        return EvalConfig(**(settings | changes))
 
 
 PROFILES = {
@@ -146,7 +148,6 @@ PROFILES = {
             note="the paper's settings, for a GPU",
             dataset="cifar10",
             main_probs=(0.5, 0.7, 0.8),
-            slice_size=None,
             full_nets=tuple(NETS),
             full_epochs=100,
         ),

@@ -12,13 +12,15 @@ from .store import write_atomic
 KEYS = (
     "dataset", "ipc", "pool", "iteration", "distill_seed", "protocol", "net", "eval_seed", "teacher", "teacher_seed", "alpha",
     "tau", "split", "epochs", "lr", "batch", "width", "width_factor", "main_prob", "warmup", "similar_depth", "set_id",
-    "precision", "depth", "momentum", "weight_decay",
+    "precision", "depth", "momentum", "weight_decay", "distill_precision",
 )  # fmt: skip
 COLUMNS = (
     *KEYS[:8], "accuracy", "diverged", "seconds", *KEYS[8:], "device", "python", "torch", "ddlib", "revision"
 )  # fmt: skip
-TEXT = ("dataset", "pool", "protocol", "net", "teacher", "split", "set_id", "precision", "device", "python", "torch", "ddlib",
-        "revision")  # fmt: skip
+TEXT = (
+    "dataset", "pool", "protocol", "net", "teacher", "split", "set_id", "precision", "distill_precision", "device", "python",
+    "torch", "ddlib", "revision",
+)  # fmt: skip
 
 
 def read_rows(path):

@@ -2,8 +2,11 @@
 
 import contextlib
 import hashlib
+import threading
 
 import torch
+
+_global_generator = threading.Lock()  # distillations side by side share the process
 
 
 def stream(seed, *names):
@@ -27,6 +30,10 @@ def torch_seeded_by(generator):
     PyTorch's layers initialise themselves from the global generator. This gives them a named one for the moment, which
     keeps the library's own, tested initialisation.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        yield
+    with _global_generator:
+        before = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        try:
+            yield
+        finally:
+            torch.default_generator.set_state(before)

@@ -106,7 +106,7 @@ def test_unknown_profile_is_refused():
         ({"snapshots": [5]}, ("snapshots is [5]", "tuple")),
         ({"pool": "mian"}, ("'mian'", "did you mean 'main'", "custom")),
         ({"init": "random"}, ("'random'", "noise, real")),
-        ({"precision": "fp32"}, ("'fp32'", "float32, bfloat16, float64")),
+        ({"precision": "fp32"}, ("'fp32'", "float32, tf32, bfloat16, float64")),
         ({"on_divergence": "go"}, ("'go'", "skip, stop")),
         ({"main_prob": float("nan")}, ("main_prob is nan", "0 to 1")),
         ({"lr_images": "fast"}, ("lr_images is 'fast'", "float")),

@@ -11,7 +11,7 @@ from torch import nn
 
 from ddlib.config import EvalConfig
 from ddlib.data import load_data, random_real
-from ddlib.evaluate import evaluate, fresh_net, measure_accuracy, teacher_logits, train_net
+from ddlib.evaluate import evaluate, fresh_net, groups, measure_accuracy, teacher_logits, train_net, train_nets
 from ddlib.nets import build_net
 from ddlib.protocols import make_loss
 from ddlib.results import COLUMNS, Results, read_rows
@@ -36,10 +36,15 @@ def same_rows(one, two):
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """The arguments of every call of `train_net`: (net, images, loss, config, generator)."""
+    """Every net trained by `train_nets`: (net, images, loss, config, generator)."""
     evaluation, calls = module("evaluate"), []
-    real = evaluation.train_net
-    monkeypatch.setattr(evaluation, "train_net", lambda *args: calls.append(args) or real(*args))
+    real = evaluation.train_nets
+
+    def counted(nets, images, losses, config, generators):
+        calls.extend((n, images, x, config, g) for n, x, g in zip(nets, losses, generators, strict=True))
+        real(nets, images, losses, config, generators)
+
+    monkeypatch.setattr(evaluation, "train_nets", counted)
     return calls
 
 
@@ -206,6 +211,51 @@ def test_split_val_is_measured_on_validation_images(synset, data):
     assert rows_of(synset, wrong, split="val")["accuracy"][0] != one["accuracy"][0]
 
 
+def test_both_splits_come_from_one_training(synset, data, trainings):
+    both = rows_of(synset, data, ("MLP",), n_eval=2, split="both")
+    assert both["split"].tolist() == ["val", "test"] * 2 and len(trainings) == 2
+    for split in ("val", "test"):
+        alone = rows_of(synset, data, ("MLP",), n_eval=2, split=split)
+        same_rows(alone, both[both["split"] == split].reset_index(drop=True))
+
+
+def test_nets_trained_together_are_those_trained_alone(synset, data):
+    """What a GPU does side by side, in float64 on a CPU: the same weights to 1e-9."""
+    images, config = synset.images.double(), replace(TINY, batch=4, precision="float64")  # several batches, shuffled
+    loss = make_loss("authors-2023", synset.labels, torch.randn(6, 3, dtype=torch.float64), config)
+
+    def fresh():
+        return [fresh_net("LeNet", data.to(dtype=torch.float64), config, stream(i, "x")) for i in range(3)]
+
+    def generators():
+        return [stream(i, "batches") for i in range(3)]
+
+    alone, together = fresh(), fresh()
+    for net, generator in zip(alone, generators(), strict=True):
+        train_net(net, images, loss, config, generator)
+    train_nets(together, images, [loss] * 3, config, generators())
+    for one, two in zip(alone, together, strict=True):
+        for a, b in zip(one.parameters(), two.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=0)
+
+
+def test_all_nets_of_an_architecture_train_at_once_on_a_gpu():
+    assert groups([0, 1, 2], "cuda") == [[0, 1, 2]] and groups([], "cuda") == []
+    assert groups([0, 1, 2], "cpu") == [[0], [1], [2]]
+
+
+def test_training_in_groups_gives_the_same_rows(synset, data, monkeypatch):
+    alone = rows_of(synset, data, ("MLP", "LeNet"), "kd", n_eval=3)
+    monkeypatch.setattr(module("evaluate"), "groups", lambda seeds, device: [seeds] if seeds else [])
+    same_rows(rows_of(synset, data, ("MLP", "LeNet"), "kd", n_eval=3), alone)
+
+
+def test_a_stopped_evaluation_leaves_the_rest_out(synset, data):
+    results, asked = Results(), []
+    rows = rows_of(synset, data, ("MLP",), n_eval=4, results=results, stop=lambda: asked.append(1) or len(asked) > 2)
+    assert rows["eval_seed"].tolist() == [0, 1] and len(results.frame()) == 2
+
+
 # Finished rows --------------------------------------------------------------------------------------------------------
 
 
@@ -304,14 +354,14 @@ def test_a_teacher_is_no_student_of_the_same_seed(synset, data):
     train_net(student, synset.images, loss, TINY, stream(0, "batches", "ConvNet"))
     with torch.no_grad():
         twin = student.eval()(synset.images)
-    teacher, other, again = (teacher_logits(synset, data, "ConvNet", seed, TINY) for seed in (0, 1, 0))
+    (teacher, other), (again,) = (teacher_logits(synset, data, "ConvNet", seeds, TINY) for seeds in ([0, 1], [0]))
     assert not torch.allclose(teacher, twin, atol=1e-3)
     assert not torch.allclose(teacher, other, atol=1e-3)
     assert torch.equal(teacher, again) and teacher.shape == (6, 3) and not teacher.requires_grad
 
 
 def test_a_teacher_is_a_net_trained_with_plain_ce(synset, data):
-    teacher = teacher_logits(synset, data, "ConvNet", 0, replace(TINY, epochs=40, lr=0.05))
+    (teacher,) = teacher_logits(synset, data, "ConvNet", [0], replace(TINY, epochs=40, lr=0.05))
     untrained = fresh_net("ConvNet", data, TINY, stream(0, "teacher", "ConvNet"))(synset.images)
     assert F.cross_entropy(teacher, synset.labels) < 0.5 * F.cross_entropy(untrained, synset.labels)
 

@@ -11,7 +11,7 @@ from ddlib.config import DistillConfig
 from ddlib.distill import train_on
 from ddlib.matching import (
     batchnorms,
-    class_slices,
+    draw_batches,
     freeze_batchnorm,
     gradient_distance,
     matched_parameters,
@@ -139,7 +139,7 @@ def test_matching_gradient_is_that_of_the_loss_it_returns():
     images = torch.randn(6, 1, 28, 28, generator=stream(0, "images"), dtype=torch.float64).requires_grad_()
 
     def loss(at):
-        return matching_step(net, at, labels, data, stream(0, "batch"), 4)
+        return matching_step(net, at, labels, data, draw_batches(data, 4, stream(0, "batch")))
 
     loss(images)
     gradient = images.grad.clone()
@@ -154,7 +154,7 @@ def test_matching_leaves_the_net_alone():
     data, net = make_data(), small_net()
     before = [p.clone() for p in net.parameters()]
     images = torch.randn(3, 1, 28, 28).requires_grad_()
-    matching_step(net, images, torch.arange(3), data, stream(0, "batch"), 4)
+    matching_step(net, images, torch.arange(3), data, draw_batches(data, 4, stream(0, "batch")))
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, net.parameters(), strict=True))
 
 
@@ -167,14 +167,17 @@ def test_a_class_is_matched_on_its_own_images_only():
         moved = images.clone()
         moved[4:] += shift
         moved.requires_grad_()
-        matching_step(net, moved, labels, data, stream(0, "batch"), 4)
+        matching_step(net, moved, labels, data, draw_batches(data, 4, stream(0, "batch")))
         gradients.append(moved.grad)
     assert torch.equal(gradients[0][:4], gradients[1][:4])
     assert not torch.equal(gradients[0][4:], gradients[1][4:])
 
 
-def test_class_slices():
-    assert class_slices(torch.tensor([0, 0, 1, 2, 2, 2])) == [slice(0, 2), slice(2, 3), slice(3, 6)]
+def test_a_step_has_a_batch_of_every_class_of_different_images():
+    data = make_data()
+    index = draw_batches(data, 4, stream(0, "batch"))
+    assert [data.y_train[rows].unique().tolist() for rows in index] == [[0], [1], [2]]
+    assert all(len(rows.unique()) == 4 for rows in index)
 
 
 def test_batchnorm_takes_the_statistics_of_the_real_batch():
@@ -192,7 +195,7 @@ def test_batchnorm_is_frozen_in_matching_and_thaws_in_training():
     freeze_batchnorm(net, data.x_train)
     before = [layer.running_mean.clone() for layer in batchnorms(net)]
     images, labels = torch.randn(6, 1, 28, 28).requires_grad_(), torch.arange(3).repeat_interleave(2)
-    matching_step(net, images, labels, data, stream(0, "batch"), 4)
+    matching_step(net, images, labels, data, draw_batches(data, 4, stream(0, "batch")))
     assert all(torch.equal(a, layer.running_mean) for a, layer in zip(before, batchnorms(net), strict=True))
     train_on(images.detach(), labels, net, 1, DistillConfig(), stream(0, "train"))
     assert not any(torch.equal(a, layer.running_mean) for a, layer in zip(before, batchnorms(net), strict=True))

@@ -15,8 +15,8 @@ def row(**changes):
         "net": "ConvNet", "eval_seed": 3, "accuracy": 100 / 3, "diverged": False, "seconds": 1.25,
         "teacher": "ConvNet", "teacher_seed": 3, "alpha": 0.5, "tau": 1.5, "split": "test", "epochs": 301, "lr": 0.01,
         "batch": 256, "width": 32, "width_factor": None, "main_prob": 0.9, "warmup": 0, "similar_depth": None,
-        "set_id": "0123456789ab", "precision": "float32", "device": "CPU, 2 threads", "python": "3.11.7",
-        "torch": "2.14", "ddlib": "0.1.0", "revision": "",
+        "set_id": "0123456789ab", "precision": "float32", "distill_precision": "bfloat16", "device": "CPU, 2 threads",
+        "python": "3.11.7", "torch": "2.14", "ddlib": "0.1.0", "revision": "",
     }  # fmt: skip
     values |= {c: 1 for c in KEYS if c not in values}
     return values | changes

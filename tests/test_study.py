@@ -27,7 +27,7 @@ def files(folder):
 def test_nothing_is_made_twice(study, tmp_path, monkeypatch):
     first = study.evaluate(study.reported(study.distill_all("main")))
     again = Study("quick", TINY, out=tmp_path, device="cpu", progress=False)
-    for name in ("distill.matching_step", "evaluate.train_net"):
+    for name in ("distill.matching_step", "evaluate.train_nets"):
         part, function = name.split(".")
         monkeypatch.setattr(module(part), function, None)  # calling it would fail
     second = again.evaluate(again.reported(again.distill_all("main")))

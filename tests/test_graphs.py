@@ -1,0 +1,115 @@
+"""Recorded work: on a CPU each call does the work once; on a GPU replays must do what plain calls do."""
+
+import pytest
+import torch
+
+from ddlib.graphs import WARMUP, Epoch, Graph, on_streams
+from ddlib.rng import stream
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_every_call_does_the_work_once():
+    total = torch.zeros(())
+    graph = Graph(lambda: total.add_(1), "cpu")
+    for _ in range(7):
+        graph()
+    assert total == 7
+
+
+def test_works_side_by_side_are_all_done():
+    totals = torch.zeros(3)
+    on_streams([lambda i=i: totals[i].add_(i + 1) for i in range(3)], "cpu")
+    assert totals.tolist() == [1, 2, 3]
+
+
+def passes(n, size, generator, count):
+    """The batches that `count` passes take, one list a pass."""
+    seen = []
+    epoch = Epoch(lambda batch: seen[-1].append(torch.arange(n)[batch].tolist()), n, size, "cpu")
+    for _ in range(count):
+        seen.append([])
+        epoch(generator)
+    return seen
+
+
+def test_a_set_that_fits_is_taken_whole_and_in_order():
+    assert passes(5, 5, None, 2) == [[[0, 1, 2, 3, 4]]] * 2
+
+
+def test_a_larger_set_is_shuffled_anew_and_every_item_comes_once():
+    first, second = passes(7, 3, stream(0, "x"), 2)
+    for one in (first, second):
+        assert [len(batch) for batch in one] == [3, 3, 1] and sorted(i for batch in one for i in batch) == list(range(7))
+    assert first != second and [i for batch in first for i in batch] != list(range(7))
+    assert [first, second] == passes(7, 3, stream(0, "x"), 2)
+
+
+class FakeGraph:
+    """Stands for a CUDA graph: recording runs nothing, a replay runs what was recorded."""
+
+    recording = None
+
+    def replay(self):
+        self.work()
+
+
+class Recording:
+    """Stands for `torch.cuda.graph`."""
+
+    def __init__(self, graph, capture_error_mode):
+        self.graph = graph
+
+    def __enter__(self):
+        FakeGraph.recording = self.graph
+
+    def __exit__(self, *_):
+        FakeGraph.recording = None
+
+
+def test_warming_up_recording_and_replaying_do_the_work_once_each(monkeypatch):
+    """The order of calls that a GPU sees, with stand-ins for what only a GPU has."""
+    done = []
+
+    def work():
+        if FakeGraph.recording:
+            FakeGraph.recording.work = lambda: done.append("replay")
+        else:
+            done.append("plain")
+
+    monkeypatch.setattr("ddlib.graphs.on_streams", lambda works, device: [w() for w in works])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
+    graph = Graph(work, "cuda")
+    for _ in range(WARMUP + 4):
+        graph()
+    assert done == ["plain"] * WARMUP + ["replay"] * 4
+
+
+@gpu
+def test_a_recorded_training_is_the_plain_one():
+    def trained(wrap):
+        weights = torch.ones(4, device="cuda", requires_grad=True)
+        x = torch.randn(8, 4, generator=stream(0, "x")).cuda()
+
+        def step():
+            (gradient,) = torch.autograd.grad((x @ weights).square().mean(), weights)
+            with torch.no_grad():
+                weights.sub_(0.1 * gradient)
+
+        step = wrap(step)
+        for _ in range(10):
+            step()
+        return weights.detach().cpu()
+
+    assert torch.allclose(trained(lambda work: Graph(work, "cuda")), trained(lambda work: work), rtol=1e-6)
+
+
+@gpu
+def test_works_side_by_side_in_one_graph():
+    totals = torch.zeros(3, device="cuda")
+    works = [lambda i=i: totals[i].add_(i + 1) for i in range(3)]
+    graph = Graph(lambda: on_streams(works, "cuda"), "cuda")
+    for _ in range(10):
+        graph()
+    assert totals.tolist() == [10, 20, 30]
