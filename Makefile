@@ -7,7 +7,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 unexport JUPYTER_PATH
 
-.PHONY: reproduce test tables lint notebooks constraints clean
+.PHONY: reproduce test tables paper paper-status lint notebooks constraints clean
 
 reproduce: $(BIN)/.installed  ## all notebooks with PROFILE=quick, cifar10-small or paper; goes on where it was stopped
 	$(BIN)/python -m ddlib --profile $(PROFILE) --resume $(ARGS)
@@ -29,6 +29,14 @@ notebooks: $(BIN)/.installed  ## execute the notebooks in place with `quick`: th
 tables: $(BIN)/.installed  ## tables and figures of the committed results (no GPU, no data), and README's table
 	$(BIN)/papermill notebooks/04_tables.ipynb runs/04_tables.ipynb -p profile cifar10-small -k python3 --no-progress-bar
 	$(BIN)/python -c 'from ddlib.tables import update_readme; update_readme("cifar10-small")'
+
+BUDGET ?= 8m
+STORE ?= runs/paper-study
+paper: $(BIN)/.installed  ## a slice of the paper-scale study: BUDGET=8m STORE=DIR; the next call goes on, here or elsewhere
+	$(BIN)/python -m ddlib.paper run --budget $(BUDGET) --store $(STORE) $(ARGS)
+
+paper-status: $(BIN)/.installed  ## what of the paper-scale study is done and left, and how long that takes here
+	$(BIN)/python -m ddlib.paper status --store $(STORE) $(ARGS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check --fix .

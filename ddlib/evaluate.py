@@ -40,8 +40,7 @@ def evaluate(
     set_products(config.precision, data.device)
     if protocol == "ce":
         teacher = None
-    splits = ("val", "test") if split == "both" else (split,)
-    for name in splits:
+    for name in splits(split):
         check_request(synset, data, nets, protocol, n_eval, teacher, name)
     results = Results() if results is None else results
     if config.precision == "float64":
@@ -49,10 +48,8 @@ def evaluate(
     rows = []
     with bar(len(nets) * n_eval, f"evaluate {protocol}", show=progress) as ticks:
         for net in nets:
-            seeds = list(range(seed, seed + n_eval))
-            wanted = {
-                s: [describe(synset, data, protocol, net, s, teacher, name, config) for name in splits] for s in seeds
-            }  # fmt: skip
+            seeds = range(seed, seed + n_eval)
+            wanted = {s: identities(synset, data, protocol, net, s, teacher, split, config) for s in seeds}
             missing = [s for s in seeds if any(results.get(row) is None for row in wanted[s])]
             ticks.update(n_eval - len(missing))
             for group in groups(missing, data.device):
@@ -60,15 +57,26 @@ def evaluate(
                     break
                 started = time.perf_counter()
                 trained = train_group(synset, data, protocol, net, group, teacher, config)
-                tested = [[measure_accuracy(n, *data.split(name), config.precision) for name in splits] for n in trained]
+                tested = [[measure_accuracy(n, *data.split(name), config.precision) for name in splits(split)] for n in trained]
                 seconds = round((time.perf_counter() - started) / len(group), 3)
-                for s, outcomes in zip(group, tested, strict=True):
-                    for row, (accuracy, diverged) in zip(wanted[s], outcomes, strict=True):
-                        result = {"accuracy": accuracy, "diverged": diverged, "seconds": seconds}
-                        results.add(row | result | environment(data.device))
+                machine = {"seconds": seconds} | environment(data.device)
+                results.add_all(
+                    row | {"accuracy": accuracy, "diverged": diverged} | machine
+                    for s, outcomes in zip(group, tested, strict=True)
+                    for row, (accuracy, diverged) in zip(wanted[s], outcomes, strict=True)
+                )
                 ticks.update(len(group))
             rows += [found for s in seeds for row in wanted[s] if (found := results.get(row)) is not None]
     return as_frame(rows)
+
+
+def identities(synset, data, protocol, net, eval_seed, teacher, split, config):
+    """The rows of one trained net without their results, one per split."""
+    return [describe(synset, data, protocol, net, eval_seed, teacher, name, config) for name in splits(split)]
+
+
+def splits(split):
+    return ("val", "test") if split == "both" else (split,)
 
 
 def groups(seeds, device):

@@ -80,7 +80,11 @@ class Results:
 
     def add(self, row):
         """Add a finished row; its columns must be `COLUMNS`."""
-        self._rows[row_key(row)] = {c: row[c] for c in COLUMNS}
+        self.add_all([row])
+
+    def add_all(self, rows):
+        """Add several finished rows and save once."""
+        self._rows |= {row_key(row): {c: row[c] for c in COLUMNS} for row in rows}
         if self.path:
             write_atomic(self.path, self.frame().to_csv(index=False))
 

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from .errors import DDError
+from .selection import at_chosen_tau, comparable
 from .stats import summarise
 from .store import ROOT, write_atomic
 
@@ -23,7 +24,7 @@ def table4_rows(rows):
     Random real images have no iteration; they stand beside the last one of their ipc. Protocol `fair` is `ce` without and
     `kd` with KD; `authors-2023` is the released code's losses for both.
     """
-    rows = at_profile_pool(rows[rows["split"] == "test"])
+    rows = at_profile_pool(comparable(at_chosen_tau(rows)))
     rows = rows[rows["pool"].isin(["main", "main_plus_similar", *BASELINES])].copy()
     pooled, with_kd = rows["pool"] == "main_plus_similar", rows["teacher"] != ""
     rows["method"] = "baseline"
@@ -41,7 +42,7 @@ def table4_rows(rows):
 
 def table5_rows(rows):
     """The rows of Table 5 with a column `method`: the three pools (and the main model alone), protocol `ce`."""
-    rows = at_profile_pool(rows[(rows["split"] == "test") & (rows["protocol"] == "ce")])
+    rows = at_profile_pool(comparable(rows[(rows["split"] == "test") & (rows["protocol"] == "ce")]))
     names = {"main": "main model only", **POOL_NAMES}
     rows = rows[rows["pool"].isin(names)].copy()
     rows["method"] = rows["pool"].map(names)
@@ -49,8 +50,14 @@ def table5_rows(rows):
 
 
 def at_profile_pool(rows, main_prob=0.9):
-    """Rows whose pool has the paper's probability of the main model; the curve's other probabilities have a figure."""
+    """Rows whose pool is the paper's: its probability of the main model, and no warm-up or other depth beside rows without.
+
+    The curve over other probabilities has a figure; the released code's variant, a line of the audit.
+    """
     mixed = rows["pool"].isin(["main_plus_others", "main_plus_similar"])
+    released = mixed & ((rows["warmup"] > 0) | rows["similar_depth"].notna())
+    if (mixed & ~released).any():
+        rows, mixed = rows[~released], mixed[~released]
     return rows[~mixed | (rows["main_prob"] == main_prob)]
 
 
@@ -172,7 +179,7 @@ def caption(cells, rows, profile, number):
     """What a reader must know beside a table: data, scale, n, interval, hardware, time."""
     what = {4: "with and without model pool and KD", 5: "by model pool, plain cross-entropy"}[number]
     sizes = f"ConvNet width {profile.width}; AlexNet, VGG11, ResNet18 at {profile.width_factor:g} of their width"
-    distilled = f"{profile.iterations} iterations, {profile.batch_real} real images a class and step"
+    distilled = f"{profile.batch_real} real images a class and step"
     machines = rows[["device", "torch"]].drop_duplicates()
     hardware = ", ".join(f"{device} (torch {torch})" for device, torch in machines.itertuples(index=False))
     text = (
@@ -181,7 +188,11 @@ def caption(cells, rows, profile, number):
         f"Trained on {hardware}; {rows['seconds'].sum() / 60:.0f} minutes of evaluation in all."
     )
     if cells["published"].notna().any():
-        text += " Published figures are for the paper's full scale and its nearest iteration: compare directions, not levels."
+        same = cells["published_iteration"].dropna().eq(cells["iteration"]).all() and profile.width == 128
+        if same:
+            text += " Published figures are of one set and 10 nets each, without interval."
+        else:
+            text += " Published figures are for the paper's full scale: compare directions, not levels."
     if cells["diverged"].any():
         text += " \\* marks cells with diverged nets, which stay in the mean."
     return text

@@ -70,9 +70,9 @@ def test_other_numbers_of_iterations_need_no_other_setting(tmp_path):
 
 def test_tau_is_chosen_on_validation_images_per_net(study):
     taus, rows = study.choose_tau([study.distill("main", 0)])
-    assert set(rows["split"]) == {"val"}
+    assert set(rows["split"]) == {"val", "test"}
     assert set(taus) == {"ConvNet", "MLP"} and set(taus.values()) <= set(study.profile.taus)
-    best = rows.groupby(["net", "tau"])["accuracy"].mean()
+    best = rows[rows["split"] == "val"].groupby(["net", "tau"])["accuracy"].mean()
     for net, tau in taus.items():
         assert best[net, tau] == best[net].max()
 
