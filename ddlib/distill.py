@@ -75,12 +75,14 @@ class Matched:
     def freeze_batchnorm(self):
         """Set and freeze the statistics of BatchNorm layers, if there are any, from a real batch of all classes."""
         if self.has_batchnorm:
-            self.real_bn.copy_(draw_batches(self.run.data, self.run.config.batch_bn, self.run.rng["batchnorm"]))
+            batch = draw_batches(self.run.data, self.run.config.batch_bn, self.run.rng["batchnorm"])
+            self.real_bn.copy_(batch, non_blocking=True)
             self._freeze()
 
     def match(self):
         """One matching step on fresh real batches, and one step of the pixels against its gradient."""
-        self.real.copy_(draw_batches(self.run.data, self.run.config.batch_real, self.run.rng["batch"]))
+        batch = draw_batches(self.run.data, self.run.config.batch_real, self.run.rng["batch"])
+        self.real.copy_(batch, non_blocking=True)
         self._match()
 
     def train(self, epochs):

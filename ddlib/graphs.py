@@ -64,7 +64,7 @@ class Epoch:
 
     def shuffle(self, generator):
         if self.n > self.size:
-            self.order.copy_(torch.randperm(self.n, generator=generator))
+            self.order.copy_(torch.randperm(self.n, generator=generator), non_blocking=True)
 
     def run(self):
         for batch in [slice(None)] if self.n <= self.size else self.order.split(self.size):

@@ -28,6 +28,7 @@ from .errors import DDError, check_choice, check_range
 from .evaluate import evaluate, identities, net_width, splits
 from .nets import build_net
 from .profiles import parse_settings
+from .store import ROOT, write_atomic
 from .study import Study
 from .synset import SyntheticSet
 
@@ -252,6 +253,21 @@ class Slices:
             say(f"[{number}/{len(self.pieces)}] {piece}: {f'{left} left' if left else 'done'}, {seconds:.0f} s")
         return pack(self.study.runs, self.archives, begun)
 
+    def publish(self, folder):
+        """Copy the rows to `folder`/results, and seed 0's latest set of both methods to `folder`/sets; returns the paths."""
+        name = f"{self.study.name}.csv"
+        written = [write_atomic(folder / "results" / name, self.study.results.frame().to_csv(index=False))]
+        latest = {(m.pool, m.ipc): m for m in self.pieces if isinstance(m, Distillation) and self.is_shown(m)}
+        for made in latest.values():
+            synset = self.load(made)
+            path = folder / "sets" / f"{synset.dataset}-ipc{made.ipc}-{made.pool}-s{made.seed}.safetensors"
+            synset.save(path)
+            written.append(path)
+        return written
+
+    def is_shown(self, made):
+        return made.pool in METHODS and made.seed == self.study.profile.seeds[0] and not made.changes and self.exists(made)
+
     def flops(self, piece):
         """Floating-point operations that a piece takes in all (an evaluation), or for one iteration (a distillation)."""
         p, data = self.study.profile, self.study.data
@@ -355,7 +371,7 @@ def print_status(slices):
 
 def main(words=None):
     parser = argparse.ArgumentParser(prog="python -m ddlib.paper", description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=("run", "status"))
+    parser.add_argument("command", choices=("run", "status", "publish"), help="publish: copy rows and sets to paper/")
     parser.add_argument("--store", default=None, help="folder of the study (default: this repository)")
     parser.add_argument("--budget", default="8m", help="of this slice: 90s, 8m, 2h (default: 8m)")
     parser.add_argument("--n", type=int, default=None, help="nets per cell (default: the profile's 10)")
@@ -372,6 +388,9 @@ def main(words=None):
         slices = Slices(a.store, parse_settings(a.set), a.device, a.data_root, a.n, a.ipc, a.until, a.net, a.jobs)
         if a.command == "status":
             print_status(slices)
+            return 0
+        if a.command == "publish":
+            print(*slices.publish(ROOT / "paper"), sep="\n")
             return 0
         added = slices.run(budget, say=functools.partial(print, flush=True))
         print(f"added: {', '.join(map(str, added)) or 'nothing'}")

@@ -11,6 +11,7 @@ from ddlib import archive
 from ddlib.paper import Distillation, Evaluation, Slices, duration, forward_flops, main, parse_duration, plan
 from ddlib.profiles import get_profile
 from ddlib.results import KEYS, read_rows
+from ddlib.synset import load_synset
 
 TINY = {
     "dataset": "digits", "val_fraction": 0.2, "ipcs": (1,), "seeds": (0,), "iterations": 4, "snapshots": (2, 4),
@@ -122,6 +123,16 @@ def test_tau_is_the_best_on_validation_images(tmp_path):
     rows = work.study.results.frame()
     rows = rows[(rows["protocol"] == "kd") & (rows["net"] == piece.net) & (rows["pool"] == "main") & (rows["split"] == "val")]
     assert work.tau(piece) == rows.groupby("tau")["accuracy"].mean().idxmax()
+
+
+def test_published_are_the_rows_and_both_methods_latest_sets(tmp_path):
+    work = slices(tmp_path / "store")
+    for piece in work.pieces[:3]:
+        work.work(piece, float("inf"))
+    written = work.publish(tmp_path / "paper")
+    assert [p.name for p in written[1:]] == ["digits-ipc1-main-s0.safetensors", "digits-ipc1-main_plus_similar-s0.safetensors"]
+    assert load_synset(written[1]).iteration == 2
+    pd.testing.assert_frame_equal(read_rows(written[0]), work.study.results.frame())
 
 
 def test_status_counts_pieces_and_knows_times_once_something_was_measured(tmp_path, capsys):
