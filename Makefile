@@ -7,12 +7,12 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 unexport JUPYTER_PATH
 
-.PHONY: reproduce test tables paper paper-status lint notebooks constraints clean
+.PHONY: reproduce test tables report bench paper paper-status lint notebooks constraints clean
 
 reproduce: $(BIN)/.installed  ## all notebooks with PROFILE=quick, cifar10-small or paper; goes on where it was stopped
 	$(BIN)/python -m ddlib --profile $(PROFILE) --resume $(ARGS)
 
-test: $(BIN)/.installed  ## all tests: linter, pytest, and nbval over the four notebooks in a folder of their own
+test: $(BIN)/.installed  ## all tests: linter, pytest, and nbval over the five notebooks in a folder of their own
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest tests
@@ -27,8 +27,16 @@ notebooks: $(BIN)/.installed  ## execute the notebooks in place with `quick`: th
 		metadata.language_info.version cell.metadata.execution" notebooks/*.ipynb
 
 tables: $(BIN)/.installed  ## tables and figures of the committed results (no GPU, no data), and README's table
-	$(BIN)/papermill notebooks/04_tables.ipynb runs/04_tables.ipynb -p profile cifar10-small -k python3 --no-progress-bar
-	$(BIN)/python -c 'from ddlib.tables import update_readme; update_readme("cifar10-small")'
+	for profile in cifar10-small paper; do for notebook in 04_tables 05_audit; do \
+		$(BIN)/papermill notebooks/$$notebook.ipynb runs/$$notebook.ipynb -p profile $$profile -k python3 \
+		--no-progress-bar || exit 1; done; done
+	$(BIN)/python -c 'from ddlib.tables import update_readme; update_readme("paper")'
+
+report: $(BIN)/.installed  ## paper/report.pdf from the committed results
+	$(BIN)/python -m ddlib.report
+
+bench: $(BIN)/.installed  ## how fast this machine runs it; ARGS="--reference DIR" beside the public DC code
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 BUDGET ?= 8m
 STORE ?= runs/paper-study

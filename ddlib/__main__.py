@@ -1,4 +1,4 @@
-"""The launcher behind `make reproduce`: runs notebooks 01 to 04 in sequence under papermill with one profile.
+"""The launcher behind `make reproduce`: runs notebooks 01 to 05 in sequence under papermill with one profile.
 
 Exit status: 0 done, 1 a notebook failed, 2 a mistake in the command, 130 stopped with Ctrl-C.
 """
@@ -16,7 +16,7 @@ from .progress import VARIABLE
 from .store import ROOT
 from .study import Study
 
-NOTEBOOKS = ("01_distill", "02_pool_ablation", "03_kd_eval", "04_tables")
+NOTEBOOKS = ("01_distill", "02_pool_ablation", "03_kd_eval", "04_tables", "05_audit")
 
 
 def parse_arguments(words=None):

@@ -143,15 +143,16 @@ def heat_map(cells, title):
 def difference_plot(pairs, title):
     """Paired differences with 95% intervals, one panel per comparison. `pairs`: dict label -> `paired_difference` result."""
     figure, axes = new_figure(3.0 * len(pairs) + 1.0, 3.4, ncols=len(pairs), sharey=True, sharex=True, squeeze=False)
+    nets = [n for n in NETS if any(n in set(cells["net"]) for cells in pairs.values())]
     for axis, (name, cells) in zip(axes[0], pairs.items(), strict=True):
-        cells = cells.set_index("net").reindex([n for n in NETS if n in set(cells["net"])])
-        y = np.arange(len(cells))
+        cells = cells.set_index("net").reindex(n for n in nets if n in set(cells["net"]))
+        y = np.array([nets.index(net) for net in cells.index])
         errors = np.abs(np.stack([cells["mean"] - cells["low"], cells["high"] - cells["mean"]]))
         clear = (cells["low"] > 0) | (cells["high"] < 0)
         axis.axvline(0, color="#444444", lw=1)
         axis.errorbar(cells["mean"], y, xerr=errors, fmt="none", ecolor="#0072b2", elinewidth=1.5)
         axis.scatter(cells["mean"], y, s=36, zorder=3, edgecolors="#0072b2", c=np.where(clear, "#0072b2", "white"))
-        axis.set_yticks(y, cells.index)
+        axis.set_yticks(range(len(nets)), nets)
         axis.set_title(f"{name}\n(n = {cells['n'].iloc[0]})", fontsize=10)
         axis.set_xlabel("difference in accuracy (points)")
     axes[0][0].invert_yaxis()
@@ -166,13 +167,15 @@ def bars(rows, title, order):
     figure, axis = new_figure(8.2, 3.8)
     width = 0.8 / len(methods)
     for i, method in enumerate(methods):
+        name = method  # in the legend once
         for x, net in enumerate(nets):
             own = rows[(rows["method"] == method) & (rows["net"] == net)]
             if own.empty:
                 continue
             s, at = interval(own), x + (i - (len(methods) - 1) / 2) * width
             errors = np.abs([[s["mean"] - s["low"]], [s["high"] - s["mean"]]])
-            axis.bar(at, s["mean"], width * 0.92, color=COLOURS[method], label=method if x == 0 else None)
+            axis.bar(at, s["mean"], width * 0.92, color=COLOURS[method], label=name)
+            name = None
             axis.errorbar(at, s["mean"], yerr=errors, color="black", lw=1, capsize=2)
             if s["diverged"]:
                 axis.annotate(f"✕{s['diverged']}", (at, s["high"]), ha="center", va="bottom", fontsize=8)

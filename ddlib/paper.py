@@ -27,6 +27,7 @@ from .distill import distill, snapshot_name, store_name
 from .errors import DDError, check_choice, check_range
 from .evaluate import evaluate, identities, net_width, splits
 from .nets import build_net
+from .pool import PRESETS
 from .profiles import parse_settings
 from .store import ROOT, write_atomic
 from .study import Study
@@ -92,22 +93,24 @@ def plan(profile, n=None):
 
 
 def compared(profile, ipc, iteration, seeds, n):
-    """The pieces of Table 4 at one ipc and iteration: both methods, random real images, the three protocols."""
+    """The pieces of Table 4 at one ipc and iteration: both methods, the three protocols, random real images, the curve."""
     made = [Distillation(pool, ipc, seed, iteration) for seed in seeds for pool in METHODS]
     real = [Distillation("random_real", ipc, seed, 0) for seed in seeds]
+    audited, nets = min(n, profile.n_audit), profile.nets
     pieces = list(made)
-    pieces += [Evaluation(m, net, n) for net in profile.nets for m in (*made, *real)]
-    pieces += [Evaluation(m, net, profile.n_audit, "authors-2023") for net in profile.nets for m in made]
-    for net in profile.nets:
+    pieces += [Evaluation(m, net, n) for net in nets for m in made]
+    pieces += [Evaluation(m, net, audited, "authors-2023") for net in nets for m in made]
+    pieces += [Evaluation(m, net, n) for net in nets for m in real]
+    for net in nets:
         for m in made:
             first = Distillation(m.pool, ipc, profile.seeds[0], profile.reported[0])
             sweep = tuple(Evaluation(first, net, profile.n_sweep, "kd", "ConvNet", tau, "both") for tau in profile.taus)
             if m == first:
                 pieces += sweep
             pieces.append(Evaluation(m, net, n, "kd", "ConvNet", sweep=sweep))
-    pieces += [Evaluation(m, net, profile.n_audit, "authors-2023", "ConvNet") for net in profile.nets for m in made]
-    before = [k for k in profile.snapshots if k < iteration and k not in profile.reported]
-    if iteration == profile.reported[0]:  # the curve of accuracy against iteration
+    pieces += [Evaluation(m, net, audited, "authors-2023", "ConvNet") for net in nets for m in made]
+    if iteration == profile.reported[0]:  # accuracy against iteration
+        before = [k for k in profile.snapshots if k < iteration]
         pieces += [Evaluation(Distillation(m.pool, ipc, m.seed, k), "ConvNet", n) for m in made for k in before]
     return pieces
 
@@ -120,22 +123,25 @@ def plain(profile, made, n):
 class Slices:
     """The study's pieces in order, what of them is done, and how to do the next.
 
-    `n`: nets per cell instead of the profile's. `ipcs`, `until` (an iteration) and `nets` leave pieces out. `jobs`: so many
-    distillations at the same time, for a GPU that one leaves idle.
+    `n`: nets per cell instead of the profile's. `ipcs`, `until` (an iteration), `nets` and `pools` leave pieces out.
+    `jobs`: so many distillations at the same time, for a GPU that one leaves idle.
     """
 
     def __init__(
-        self, store=None, settings=None, device="auto", data_root=None, n=None, ipcs=None, until=None, nets=None, jobs=1
-    ):
+        self, store=None, settings=None, device="auto", data_root=None, n=None, ipcs=None, until=None, nets=None, pools=None,
+        jobs=1,
+    ):  # fmt: skip
         self.study = Study("paper", settings, store, device, data_root)
         p = self.study.profile
         for value in ipcs or ():
             check_choice("ipc", value, (*p.ipcs, *LATER_IPCS))
         for value in nets or ():
             check_choice("net", value, p.nets)
+        for value in pools or ():
+            check_choice("pool", value, (*PRESETS, "random_real"))
         self.archives, self.jobs, self.interrupted = self.study.out / "slices", check_range("jobs", jobs, 1), False
         unpack(self.study.runs, self.archives)
-        self.pieces = [piece for piece in plan(p, n) if wanted(piece, ipcs, until, nets)]
+        self.pieces = [piece for piece in plan(p, n) if wanted(piece, ipcs, until, nets, pools)]
         self.synset, self.folder = functools.lru_cache(maxsize=8)(self.load), functools.cache(self.find_folder)
 
     def config(self, made):
@@ -336,10 +342,10 @@ def forward_flops(net, width, width_factor, shape):
     return sum(counts)
 
 
-def wanted(piece, ipcs, until, nets):
+def wanted(piece, ipcs, until, nets, pools):
     """Whether the filters of a slice let a piece through."""
     made = piece if isinstance(piece, Distillation) else piece.made
-    fits = (not ipcs or made.ipc in ipcs) and (until is None or made.iteration <= until)
+    fits = (not ipcs or made.ipc in ipcs) and (until is None or made.iteration <= until) and (not pools or made.pool in pools)
     return fits and (isinstance(piece, Distillation) or not nets or piece.net in nets)
 
 
@@ -376,6 +382,7 @@ def main(words=None):
     parser.add_argument("--budget", default="8m", help="of this slice: 90s, 8m, 2h (default: 8m)")
     parser.add_argument("--n", type=int, default=None, help="nets per cell (default: the profile's 10)")
     parser.add_argument("--ipc", type=int, action="append", help="only this ipc")
+    parser.add_argument("--pool", action="append", help="only this pool, or random_real")
     parser.add_argument("--until", type=int, default=None, help="only up to this iteration")
     parser.add_argument("--net", action="append", help="evaluate only this net")
     parser.add_argument("--jobs", type=int, default=1, help="distillations at the same time (default: 1)")
@@ -385,7 +392,7 @@ def main(words=None):
     a = parser.parse_args(words)
     try:
         budget = parse_duration(a.budget)
-        slices = Slices(a.store, parse_settings(a.set), a.device, a.data_root, a.n, a.ipc, a.until, a.net, a.jobs)
+        slices = Slices(a.store, parse_settings(a.set), a.device, a.data_root, a.n, a.ipc, a.until, a.net, a.pool, a.jobs)
         if a.command == "status":
             print_status(slices)
             return 0

@@ -46,7 +46,7 @@ def test_a_profile_can_be_overridden():
 
 def test_fewer_iterations_drop_the_snapshots_beyond():
     profile = get_profile("paper", {"iterations": 1500})
-    assert profile.distill_config("main", 0).snapshots == (1000,)
+    assert profile.distill_config("main", 0).snapshots == (0, 100, 200, 500, 1000)
 
 
 def test_changes_reach_the_configs():

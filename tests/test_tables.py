@@ -28,7 +28,13 @@ def make_rows(dataset="cifar10", iterations=(1000,), nets=("ConvNet", "VGG11")):
     for ((pool, protocol, teacher), accuracy), k, net, d, e in itertools.product(
         METHODS.items(), iterations, nets, range(2), range(2)
     ):
-        row = {c: "" if c in TEXT else None for c in COLUMNS} | {"dataset": dataset, "ipc": 1, "pool": pool, "net": net, "split": "test"}
+        row = {c: "" if c in TEXT else None for c in COLUMNS} | {
+            "dataset": dataset,
+            "ipc": 1,
+            "pool": pool,
+            "net": net,
+            "split": "test",
+        }
         row |= {"iteration": 0 if pool == "random_real" else k, "distill_seed": d, "eval_seed": e, "protocol": protocol}
         row |= {"teacher": teacher, "accuracy": accuracy + d, "diverged": False, "seconds": 1.0, "device": "a CPU"}
         rows.append(row | {"main_prob": 0.9, "torch": "2", "tau": 1.5 if teacher else None, "set_id": f"{pool} {k} {d}"})
