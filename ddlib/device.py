@@ -66,16 +66,20 @@ def device_name(device):
     return f"{model} ({torch.get_num_threads()} threads)"
 
 
+@functools.cache
+def own_version():
+    try:
+        return version("ddlib")
+    except PackageNotFoundError:
+        return "source"
+
+
 def environment(device):
     """Hardware and versions, as recorded in every artifact and every row of results."""
-    try:
-        own = version("ddlib")
-    except PackageNotFoundError:
-        own = "source"
     return {
         "device": device_name(torch.device(device)),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "ddlib": own,
+        "ddlib": own_version(),
         "revision": git_revision(),
     }

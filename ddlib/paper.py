@@ -266,7 +266,7 @@ class Slices:
         latest = {(m.pool, m.ipc): m for m in self.pieces if isinstance(m, Distillation) and self.is_shown(m)}
         for made in latest.values():
             synset = self.load(made)
-            path = folder / "sets" / f"{synset.dataset}-ipc{made.ipc}-{made.pool}-s{made.seed}.safetensors"
+            path = folder / "sets" / f"{self.study.name}-ipc{made.ipc}-{made.pool}-s{made.seed}.safetensors"
             synset.save(path)
             written.append(path)
         return written

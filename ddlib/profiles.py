@@ -145,7 +145,7 @@ PROFILES = {
         ),
         Profile(
             name="paper",
-            note="the paper's settings, for a GPU",
+            note="the paper's settings: full width, 256 real images a class",
             dataset="cifar10",
             snapshots=(0, 100, 200, 500, 1000, 2000, 3000),
             precision="bfloat16",

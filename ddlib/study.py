@@ -19,6 +19,7 @@ from .evaluate import evaluate
 from .profiles import PROFILES, get_profile
 from .results import Results, read_rows
 from .store import ROOT, write_atomic
+from .synset import load_synset
 
 OUT_VARIABLE = "DDLIB_OUT"  # another place for everything a study writes; the tests use it
 
@@ -123,6 +124,13 @@ class Study:
         """The rows to make tables of: this study's own, else the ones committed in paper/results/<profile>.csv."""
         own, committed = self.runs / "rows.csv", ROOT / "paper" / "results" / f"{self.name}.csv"
         return read_rows(own if own.is_file() else committed)
+
+    def published_sets(self):
+        """The committed sets of this study at its smallest ipc, dict label -> `SyntheticSet`; empty if there are none."""
+        titles = {"main": "baseline", "main_plus_similar": "model pool"}
+        sets = [load_synset(p) for p in sorted((ROOT / "paper" / "sets").glob(f"{self.name}-ipc*.safetensors"))]
+        shown = [s for s in sets if s.ipc == min(s.ipc for s in sets)]
+        return {f"{titles[s.config['pool']]}\niteration {s.iteration}": s for s in shown if s.config["pool"] in titles}
 
     def write(self, name, content):
         """Write text to `out`/`name` atomically and remember the path."""

@@ -130,7 +130,8 @@ def test_published_are_the_rows_and_both_methods_latest_sets(tmp_path):
     for piece in work.pieces[:3]:
         work.work(piece, float("inf"))
     written = work.publish(tmp_path / "paper")
-    assert [p.name for p in written[1:]] == ["digits-ipc1-main-s0.safetensors", "digits-ipc1-main_plus_similar-s0.safetensors"]
+    name = work.study.name
+    assert [p.stem for p in written[1:]] == [f"{name}-ipc1-main-s0", f"{name}-ipc1-main_plus_similar-s0"]
     assert load_synset(written[1]).iteration == 2
     pd.testing.assert_frame_equal(read_rows(written[0]), work.study.results.frame())
 

@@ -1,0 +1,144 @@
+"""The benchmark: its FLOP counts, its child processes' protocol, and what is rendered from its JSON."""
+
+import json
+import sys
+
+import conftest
+import pytest
+
+from ddlib.store import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import bench
+import measures
+import reference
+import render
+
+MEGA = 10**6
+
+
+def convolutions():
+    """FLOP of each layer's product of ConvNet-D3-W128 on one 32x32 image: 2 x inputs x 9 x outputs x pixels, then linear."""
+    first, second, third = (2 * 9 * inputs * 128 * side**2 for inputs, side in ((3, 32), (128, 16), (128, 8)))
+    return first, second, third, 2 * 2048 * 10
+
+
+def test_flop_of_convnet_by_hand():
+    first, *others = convolutions()
+    counted = measures.flop_per_image("ConvNet", width=128)
+    assert counted["forward"] == first + sum(others) == pytest.approx(101 * MEGA, rel=0.01)
+    # the gradient of the weights costs a forward pass again, that of the inputs too, but for the first layer's
+    assert counted["train"] == 2 * first + 3 * sum(others)
+    assert counted["match"] > counted["train"] + first + 4 * sum(others[:2])
+
+
+def test_flop_of_cases_adds_up():
+    case = bench.FULL | {"kind": "step", "ipc": 10}
+    each = measures.flop_per_image("ConvNet", side=32, classes=10, width=128)
+    step, epoch = 10 * 256 * each["train"] + 100 * each["match"], 100 * each["train"]
+    assert measures.flop(case) == step
+    assert measures.flop(case | {"kind": "epoch"}) == epoch
+    assert measures.flop(case | {"kind": "iteration", "outer": 10, "inner": 50}) == 10 * step + 9 * 50 * epoch
+    tested = case | {"kind": "evaluation", "nets": 2, "epochs": 3, "test": 500}
+    assert measures.flop(tested) == 2 * (3 * epoch + 500 * each["forward"])
+
+
+def test_cases_say_what_is_shortened():
+    for device in ("cpu", "cuda"):
+        assert {case["kind"] for case in bench.cases(device).values()} == {*measures.KINDS, "ceilings", "scaling"}
+    assert "2 of 10 outer steps, 5 of 50 inner epochs" in bench.cases("cpu")["iteration-ipc10"]["note"]
+    assert not any(case.get("note") for case in bench.cases("cuda").values())
+    assert bench.cases("cuda")["iteration-ipc10"]["inner"] == 50
+
+
+def test_clock_keeps_all_but_the_warmup():
+    turns, calls = [], []
+    clock = measures.Clock("cpu", warmup=2, repeats=3, turn=lambda: turns.append(len(calls)))
+    clock.run(lambda: calls.append(1))
+    assert len(calls) == 5 and len(clock.seconds) == 3 and min(clock.seconds) >= 0
+    assert turns == [2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["step-ipc1", "epoch-ipc50", "iteration-ipc10", "evaluation-LeNet"])
+def test_one_measurement(name, capsys):
+    assert bench.main(["--tiny", "--device", "cpu", "--repeats", "2", "--one", name]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert len(record["seconds"]) == 2 * bench.cases("cpu", tiny=True)[name]["times"] and min(record["seconds"]) > 0
+    assert record["flop"] > 0 and record["precision"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "stepp"], "unknown measurement 'stepp'"),
+        (["--repeats", "0"], "repeats is 0; allowed: at least 1"),
+        (["--one", "step-ipc1", "--side", "reference"], "needs --reference DIR"),
+        (["--one", "step-ipc1", "--side", "float16"], "unknown side 'float16'"),
+        (["--reference", "nowhere"], "nowhere has no utils.py"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, capsys):
+    assert bench.main(["--device", "cpu", "--tiny", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_fingerprint_needs_both_files(tmp_path):
+    (tmp_path / "utils.py").write_text("")
+    with conftest.refused("networks.py", "DatasetCondensation"):
+        reference.fingerprint(tmp_path)
+
+
+def fake_run():
+    """A run as `bench.py` writes it, with round numbers."""
+    found = bench.cases("cpu")
+    names = ("ceilings", "step-ipc10", "evaluation-ConvNet", "scaling")
+    common = {"units": 1, "threads": 2, "precision": "float32", "flop": 5 * 10**9}
+    ours, theirs = {"side": "float32", "peak_mb": 100.0, **common}, {"side": "reference", "peak_mb": 400.4, **common}
+    records = [
+        {"case": "ceilings", "work": "matmul 2048", "precision": "float32", "flop": 10**10, "seconds": [0.1, 0.1, 0.2]},
+        {"case": "step-ipc10", **ours, "seconds": [0.5, 0.4, 0.6]},
+        {"case": "step-ipc10", **theirs, "seconds": [2.0, 1.0, 1.5]},
+        {"case": "evaluation-ConvNet", **ours, "seconds": [1.5, 1.5], "test_seconds": [0.5, 0.5]},
+    ]
+    for panel, values in bench.PANELS.items():
+        scaled = {"case": "scaling", "panel": panel, "batch_real": 32, "seconds": [0.1, 0.3, 0.2], **common}
+        records += [scaled | {"x": x} for x in values]
+    return {
+        "date": "2025-01-02T03:04:05+00:00", "environment": {"device": "Machine A", "torch": "2.0"}, "reference": "abc",
+        "settings": {"repeats": 3}, "minutes": 1.5, "cases": {n: found[n] for n in names}, "records": records,
+        "skipped": ["epoch-ipc10"], "failed": {"epoch-ipc50": "no memory"}, "end_to_end": {"seconds": 240.2},
+    }  # fmt: skip
+
+
+def test_render(tmp_path):
+    files = []
+    for device in ("Machine A", "Machine B"):
+        files.append(tmp_path / f"{device[-1]}.json")
+        run = fake_run()
+        run["environment"]["device"] = device
+        files[-1].write_text(json.dumps(run))
+    report, figure = render.render(files, tmp_path)
+    text = report.read_text()
+    assert text.count("\n## Machine") == 2
+    assert "| matmul 2048 | float32 | 3 | 100 [100, 200] ms | 100 |" in text
+    assert "| step-ipc10 | ddlib | float32 | 3 | 500 [400, 600] ms | 10 | 10% | 100 | 3.00 |" in text
+    assert "| step-ipc10 | reference | float32 | 3 | 1.5 [1, 2] s | 3.33 | 3% | 400 | 1.00 |" in text
+    assert "| ConvNet | ddlib | float32 | 0.2000 | 1.0000 | 70.2 |" in text  # (1.5 - 0.5) / 5 epochs; 500 test images
+    assert "epoch-ipc10`: skipped" in text and "failed: no memory" in text and "once: 240 s" in text
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_scaling_figure():
+    figure = render.draw_scaling([fake_run()])
+    assert [axis.get_xlabel() for axis in figure.axes] == list(render.LABELS.values())
+    assert "n = 3" in figure.get_suptitle()
+
+
+def test_render_of_nothing_says_what_to_do(tmp_path):
+    with conftest.refused("no results", "benchmarks/bench.py"):
+        render.read([])
+    (tmp_path / "a.json").write_text("{")
+    with conftest.refused("a.json", "damaged"):
+        render.read([tmp_path / "a.json"])
