@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from .archive import pack, unpack
-from .config import EvalConfig, loops
+from .config import PROTOCOLS, EvalConfig, loops
 from .data import random_real
 from .device import device_name
 from .distill import distill, snapshot_name, store_name
@@ -123,25 +123,20 @@ def plain(profile, made, n):
 class Slices:
     """The study's pieces in order, what of them is done, and how to do the next.
 
-    `n`: nets per cell instead of the profile's. `ipcs`, `until` (an iteration), `nets` and `pools` leave pieces out.
-    `jobs`: so many distillations at the same time, for a GPU that one leaves idle.
+    `n`: nets per cell instead of the profile's. `until`: only up to this iteration. `jobs`: so many distillations at the same
+    time, for a GPU that one leaves idle. `only`: lists of values of ipc, pool, net or protocol; other pieces are left out.
     """
 
-    def __init__(
-        self, store=None, settings=None, device="auto", data_root=None, n=None, ipcs=None, until=None, nets=None, pools=None,
-        jobs=1,
-    ):  # fmt: skip
+    def __init__(self, store=None, settings=None, device="auto", data_root=None, n=None, until=None, jobs=1, **only):
         self.study = Study("paper", settings, store, device, data_root)
         p = self.study.profile
-        for value in ipcs or ():
-            check_choice("ipc", value, (*p.ipcs, *LATER_IPCS))
-        for value in nets or ():
-            check_choice("net", value, p.nets)
-        for value in pools or ():
-            check_choice("pool", value, (*PRESETS, "random_real"))
+        known = {"ipc": (*p.ipcs, *LATER_IPCS), "pool": (*PRESETS, "random_real"), "net": p.nets, "protocol": PROTOCOLS}
+        for name, values in only.items():
+            for value in values or ():
+                check_choice(name, value, known[name])
         self.archives, self.jobs, self.interrupted = self.study.out / "slices", check_range("jobs", jobs, 1), False
         unpack(self.study.runs, self.archives)
-        self.pieces = [piece for piece in plan(p, n) if wanted(piece, ipcs, until, nets, pools)]
+        self.pieces = [piece for piece in plan(p, n) if wanted(piece, until, **only)]
         self.synset, self.folder = functools.lru_cache(maxsize=8)(self.load), functools.cache(self.find_folder)
 
     def config(self, made):
@@ -342,11 +337,13 @@ def forward_flops(net, width, width_factor, shape):
     return sum(counts)
 
 
-def wanted(piece, ipcs, until, nets, pools):
+def wanted(piece, until=None, ipc=None, pool=None, net=None, protocol=None):
     """Whether the filters of a slice let a piece through."""
     made = piece if isinstance(piece, Distillation) else piece.made
-    fits = (not ipcs or made.ipc in ipcs) and (until is None or made.iteration <= until) and (not pools or made.pool in pools)
-    return fits and (isinstance(piece, Distillation) or not nets or piece.net in nets)
+    fits = (not ipc or made.ipc in ipc) and (not pool or made.pool in pool) and (until is None or made.iteration <= until)
+    if isinstance(piece, Distillation):
+        return fits
+    return fits and (not net or piece.net in net) and (not protocol or piece.protocol in protocol)
 
 
 def parse_duration(text):
@@ -383,6 +380,7 @@ def main(words=None):
     parser.add_argument("--n", type=int, default=None, help="nets per cell (default: the profile's 10)")
     parser.add_argument("--ipc", type=int, action="append", help="only this ipc")
     parser.add_argument("--pool", action="append", help="only this pool, or random_real")
+    parser.add_argument("--protocol", action="append", help=f"evaluate only under this one of {', '.join(PROTOCOLS)}")
     parser.add_argument("--until", type=int, default=None, help="only up to this iteration")
     parser.add_argument("--net", action="append", help="evaluate only this net")
     parser.add_argument("--jobs", type=int, default=1, help="distillations at the same time (default: 1)")
@@ -392,7 +390,8 @@ def main(words=None):
     a = parser.parse_args(words)
     try:
         budget = parse_duration(a.budget)
-        slices = Slices(a.store, parse_settings(a.set), a.device, a.data_root, a.n, a.ipc, a.until, a.net, a.pool, a.jobs)
+        only = {name: getattr(a, name) for name in ("ipc", "pool", "net", "protocol")}
+        slices = Slices(a.store, parse_settings(a.set), a.device, a.data_root, a.n, a.until, a.jobs, **only)
         if a.command == "status":
             print_status(slices)
             return 0

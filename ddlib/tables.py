@@ -199,8 +199,12 @@ def caption(cells, rows, profile, number):
 
 
 def update_readme(profile):
-    """Put a profile's Table 4 into README.md between its two markers, so that the two cannot differ."""
-    readme, start, end = ROOT / "README.md", "<!-- table 4 -->\n", "<!-- end -->"
-    head, _, rest = readme.read_text().partition(start)
-    content = (ROOT / "paper" / "tables" / f"{profile}-table4.md").read_text()
-    write_atomic(readme, head + start + content + end + rest.partition(end)[2])
+    """Put a profile's claims and Table 4 into README.md between their markers, so that the two cannot differ."""
+    readme, tables = ROOT / "README.md", ROOT / "paper" / "tables"
+    claims = pd.read_csv(tables / f"{profile}-claims.csv")[["claim", "verdict", "evidence"]]
+    parts = {"claims": to_markdown(claims), "table 4": (tables / f"{profile}-table4.md").read_text()}
+    text = readme.read_text()
+    for name, content in parts.items():
+        head, _, rest = text.partition(f"<!-- {name} -->\n")
+        text = f"{head}<!-- {name} -->\n{content}<!-- end {name} -->" + rest.partition(f"<!-- end {name} -->")[2]
+    write_atomic(readme, text)

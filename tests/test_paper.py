@@ -22,7 +22,7 @@ TINY = {
 
 
 def slices(folder, **options):
-    return Slices(folder, TINY, "cpu", ipcs=[1], **options)
+    return Slices(folder, TINY, "cpu", ipc=[1], **options)
 
 
 def outcome(folder):

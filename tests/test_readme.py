@@ -2,8 +2,11 @@
 
 import re
 
+import pandas as pd
 import pytest
 
+from ddlib.audit import audit, scope
+from ddlib.claims import claims
 from ddlib.profiles import PROFILES
 from ddlib.results import read_rows
 from ddlib.stats import paired_difference
@@ -12,19 +15,28 @@ from ddlib.tables import caption, table, table4_rows, to_markdown, wide
 
 README = (ROOT / "README.md").read_text()
 PROFILE = PROFILES["cifar10-small"]
-RESULTS = ROOT / "paper" / "results" / "cifar10-small.csv"
+RESULTS, TABLES = ROOT / "paper" / "results", ROOT / "paper" / "tables"
 
 
-def test_the_readme_shows_the_committed_table_4():
-    assert (ROOT / "paper" / "tables" / "cifar10-small-table4.md").read_text() in README
+def test_the_readme_shows_the_committed_table_4_and_claims():
+    assert (TABLES / "paper-table4.md").read_text() in README
+    assert to_markdown(pd.read_csv(TABLES / "paper-claims.csv")[["claim", "verdict", "evidence"]]) in README
 
 
 @pytest.mark.parametrize("number", [4, 5])
-def test_committed_tables_are_what_the_committed_csv_gives(number):
-    rows = read_rows(RESULTS)
-    cells = table(rows, number, PROFILE.reported)
-    made = caption(cells, rows, PROFILE, number) + "\n\n" + to_markdown(wide(cells))
-    assert made == (ROOT / "paper" / "tables" / f"cifar10-small-table{number}.md").read_text()
+@pytest.mark.parametrize("name", ["cifar10-small", "paper"])
+def test_committed_tables_are_what_the_committed_csv_gives(name, number):
+    rows, profile = read_rows(RESULTS / f"{name}.csv"), PROFILES[name]
+    cells = table(rows, number, profile.reported)
+    made = caption(cells, rows, profile, number) + "\n\n" + to_markdown(wide(cells))
+    assert made == (TABLES / f"{name}-table{number}.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["cifar10-small", "paper"])
+def test_committed_audit_and_claims_are_what_the_committed_csv_gives(name):
+    rows, expected = read_rows(RESULTS / f"{name}.csv"), scope(PROFILES[name])
+    for kind, frame in (("audit", audit(rows, **expected)), ("claims", claims(rows, **expected))):
+        assert frame.to_csv(index=False, float_format="%.4f") == (TABLES / f"{name}-{kind}.csv").read_text()
 
 
 def test_every_link_and_picture_exists():
@@ -53,7 +65,7 @@ def test_commands_are_targets_of_the_makefile():
 
 @pytest.mark.parametrize(("method", "nets"), [("model pool", ["MLP", "AlexNet", "LeNet"]), ("KD", ["MLP", "VGG11", "LeNet"])])
 def test_differences_in_the_prose_are_those_of_the_csv(method, nets):
-    rows = table4_rows(read_rows(RESULTS))
+    rows = table4_rows(read_rows(RESULTS / "cifar10-small.csv"))
     rows = rows[(rows["protocol"] == "fair") & (rows["iteration"] == PROFILE.iterations)]
     pairs = paired_difference(rows[rows["method"] == method], rows[rows["method"] == "baseline"]).set_index("net")
     for net in nets:
