@@ -73,7 +73,7 @@ def cases(device, tiny=False):
         if cpu or tiny:
             epochs, test = (1, 10) if tiny else CPU_SIZES[net]
             sizes |= {"nets": 1, "epochs": epochs, "test": test, "ipc": 1 if tiny else base["ipc"]}
-        about = {"kind": "evaluation", "sides": ["float32"] if cpu else ours[1:], "note": shortened(sizes)}
+        about = {"kind": "evaluation", "sides": ours if cpu else ours[1:], "note": shortened(sizes)}
         found[f"evaluation-{net}"] = base | about | sizes
     some = {"batch_real": min(32, base["batch_real"])} if cpu else {}
     panels = {name: values[:2] for name, values in PANELS.items()} if tiny else PANELS
