@@ -124,13 +124,19 @@ class Slices:
     """The study's pieces in order, what of them is done, and how to do the next.
 
     `n`: nets per cell instead of the profile's. `until`: only up to this iteration. `jobs`: so many distillations at the same
-    time, for a GPU that one leaves idle. `only`: lists of values of ipc, pool, net or protocol; other pieces are left out.
+    time, for a GPU that one leaves idle. `only`: lists of values of ipc, seed, pool, net or protocol; other pieces are left out.
     """
 
     def __init__(self, store=None, settings=None, device="auto", data_root=None, n=None, until=None, jobs=1, **only):
         self.study = Study("paper", settings, store, device, data_root)
         p = self.study.profile
-        known = {"ipc": (*p.ipcs, *LATER_IPCS), "pool": (*PRESETS, "random_real"), "net": p.nets, "protocol": PROTOCOLS}
+        known = {
+            "ipc": (*p.ipcs, *LATER_IPCS),
+            "seed": p.seeds,
+            "pool": (*PRESETS, "random_real"),
+            "net": p.nets,
+            "protocol": PROTOCOLS,
+        }
         for name, values in only.items():
             for value in values or ():
                 check_choice(name, value, known[name])
@@ -337,10 +343,11 @@ def forward_flops(net, width, width_factor, shape):
     return sum(counts)
 
 
-def wanted(piece, until=None, ipc=None, pool=None, net=None, protocol=None):
+def wanted(piece, until=None, ipc=None, seed=None, pool=None, net=None, protocol=None):
     """Whether the filters of a slice let a piece through."""
     made = piece if isinstance(piece, Distillation) else piece.made
-    fits = (not ipc or made.ipc in ipc) and (not pool or made.pool in pool) and (until is None or made.iteration <= until)
+    fits = all(not some or value in some for value, some in ((made.ipc, ipc), (made.seed, seed), (made.pool, pool)))
+    fits = fits and (until is None or made.iteration <= until)
     if isinstance(piece, Distillation):
         return fits
     return fits and (not net or piece.net in net) and (not protocol or piece.protocol in protocol)
@@ -382,6 +389,7 @@ def main(words=None):
     parser.add_argument("--pool", action="append", help="only this pool, or random_real")
     parser.add_argument("--protocol", action="append", help=f"evaluate only under this one of {', '.join(PROTOCOLS)}")
     parser.add_argument("--until", type=int, default=None, help="only up to this iteration")
+    parser.add_argument("--seed", type=int, action="append", help="only this distillation seed")
     parser.add_argument("--net", action="append", help="evaluate only this net")
     parser.add_argument("--jobs", type=int, default=1, help="distillations at the same time (default: 1)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override a setting of the profile")
@@ -390,7 +398,7 @@ def main(words=None):
     a = parser.parse_args(words)
     try:
         budget = parse_duration(a.budget)
-        only = {name: getattr(a, name) for name in ("ipc", "pool", "net", "protocol")}
+        only = {name: getattr(a, name) for name in ("ipc", "seed", "pool", "net", "protocol")}
         slices = Slices(a.store, parse_settings(a.set), a.device, a.data_root, a.n, a.until, a.jobs, **only)
         if a.command == "status":
             print_status(slices)
