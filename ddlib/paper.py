@@ -124,19 +124,15 @@ class Slices:
     """The study's pieces in order, what of them is done, and how to do the next.
 
     `n`: nets per cell instead of the profile's. `until`: only up to this iteration. `jobs`: so many distillations at the same
-    time, for a GPU that one leaves idle. `only`: lists of values of ipc, seed, pool, net or protocol; other pieces are left out.
+    time, for a GPU that one leaves idle. `only`: lists of values of ipc, seed, pool, net or protocol; other pieces are left
+    out, with net or protocol all distillations.
     """
 
     def __init__(self, store=None, settings=None, device="auto", data_root=None, n=None, until=None, jobs=1, **only):
         self.study = Study("paper", settings, store, device, data_root)
         p = self.study.profile
-        known = {
-            "ipc": (*p.ipcs, *LATER_IPCS),
-            "seed": p.seeds,
-            "pool": (*PRESETS, "random_real"),
-            "net": p.nets,
-            "protocol": PROTOCOLS,
-        }
+        pools, ipcs = (*PRESETS, "random_real"), (*p.ipcs, *LATER_IPCS)
+        known = {"ipc": ipcs, "seed": p.seeds, "pool": pools, "net": p.nets, "protocol": PROTOCOLS}
         for name, values in only.items():
             for value in values or ():
                 check_choice(name, value, known[name])
@@ -166,10 +162,7 @@ class Slices:
         """What is left of a piece: iterations, or rows."""
         if isinstance(piece, Distillation):
             return 0 if self.exists(piece) else piece.iteration - self.iterations_done(piece)
-        tau = self.tau(piece)
-        if not self.exists(piece.made) or (piece.protocol == "kd" and tau is None):
-            return self.size(piece)
-        return self.size(piece) - len(self.rows(piece, tau))
+        return self.size(piece) - (len(self.rows(piece, self.tau(piece))) if self.ready(piece) else 0)
 
     def iterations_done(self, made):
         """How far a distillation had come when it last saved its log."""
@@ -215,10 +208,16 @@ class Slices:
                 self.config(piece), self.study.data, store=self.folder(piece), progress=sys.stderr.isatty(),
                 stop=lambda k: k >= piece.iteration or self.interrupted or time.monotonic() > deadline,
             )  # fmt: skip
-        elif self.exists(piece.made) and (piece.protocol != "kd" or self.tau(piece) is not None):
+        elif self.ready(piece):
             at_once = piece.n if self.study.device.type == "cuda" else 1
             needed = self.flops(piece) / piece.n * at_once / self.rates().get("evaluation", float("inf"))
             self.evaluate(piece, self.tau(piece), stop=lambda: time.monotonic() + needed > deadline)
+
+    def ready(self, piece):
+        """Whether a piece has what it needs: a distillation nothing, an evaluation its set and its temperature."""
+        if isinstance(piece, Distillation):
+            return True
+        return self.exists(piece.made) and (piece.protocol != "kd" or self.tau(piece) is not None)
 
     def together(self, index):
         """The piece at `index`, and up to `jobs` unfinished distillations from there on that can be made at the same time."""
@@ -252,9 +251,9 @@ class Slices:
         for number, piece in enumerate(self.pieces, 1):
             if time.monotonic() > started + budget:
                 break
-            if not self.left(piece):
-                continue
             since = time.monotonic()
+            if not self.left(piece) or not self.ready(piece):
+                continue
             self.side_by_side(self.together(number - 1), started + budget)
             left, seconds = self.left(piece), time.monotonic() - since
             say(f"[{number}/{len(self.pieces)}] {piece}: {f'{left} left' if left else 'done'}, {seconds:.0f} s")
@@ -349,7 +348,7 @@ def wanted(piece, until=None, ipc=None, seed=None, pool=None, net=None, protocol
     fits = all(not some or value in some for value, some in ((made.ipc, ipc), (made.seed, seed), (made.pool, pool)))
     fits = fits and (until is None or made.iteration <= until)
     if isinstance(piece, Distillation):
-        return fits
+        return fits and not net and not protocol
     return fits and (not net or piece.net in net) and (not protocol or piece.protocol in protocol)
 
 
