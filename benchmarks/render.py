@@ -1,6 +1,7 @@
 """Tables and the scaling figure from the JSON files that `bench.py` wrote. Nothing is measured here, nothing typed by hand."""
 
 import json
+import re
 from pathlib import Path
 from statistics import median
 
@@ -36,6 +37,8 @@ def render(files=None, folder=FOLDER):
     if any(of_kind(run, "scaling") for run in runs):
         paths.append(Path(folder) / "scaling.png")
         draw_scaling(runs).savefig(paths[-1], dpi=150, metadata={"Software": None})
+    if files is None:
+        paths.append(update_readme(runs))
     return paths
 
 
@@ -50,6 +53,32 @@ def read(files):
     if not runs:
         raise DDError(f"no results in {RESULTS}; run: python benchmarks/bench.py")
     return runs
+
+
+def shown(runs):
+    """README's table: where the reference was measured too, median times, ratio, and a step's peak memory."""
+    rows = [("on", "work", "ddlib float32", "ddlib bfloat16", "reference", "times as fast", "peak memory")]
+    for run in (run for run in runs if run["reference"]):
+        for name, case in run["cases"].items():
+            own = {row["side"]: row for row in run["records"] if row["case"] == name and "side" in row}
+            if case["kind"] == "iteration" or not {"reference", "float32"} <= set(own):
+                continue
+            theirs, ours = own["reference"], [own[side] for side in ("float32", "bfloat16") if side in own]
+            cells = [times(own[side]["seconds"]) if side in own else "" for side in ("float32", "bfloat16", "reference")]
+            middle = [re.sub(r" \[.*\]", "", cell) for cell in cells]
+            ratios = ", ".join(ratio(run, row) for row in ours)
+            memory = ", ".join(f"{row['peak_mb']:.0f}" for row in ours) + f" of {theirs['peak_mb']:.0f} MB"
+            work = name.replace("-", " ", 1) + (" (shortened)" if case.get("note") else "")
+            rows.append((run["environment"]["device"], work, *middle, ratios, memory if case["kind"] == "step" else ""))
+    return "\n".join(table(rows[0], rows[1:]))
+
+
+def update_readme(runs, readme=ROOT / "README.md"):
+    """Put `shown` into README.md between its markers; returns its path."""
+    head, _, rest = readme.read_text().partition("<!-- speed -->\n")
+    return write_atomic(
+        readme, f"{head}<!-- speed -->\n{shown(runs)}<!-- end speed -->" + rest.partition("<!-- end speed -->")[2]
+    )
 
 
 def report(runs):
@@ -194,6 +223,7 @@ def draw_scaling(runs):
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     runs = [run for run in runs if of_kind(run, "scaling")]
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
@@ -213,6 +243,8 @@ def draw_scaling(runs):
             axis.set(xlabel=LABELS[panel], xscale="log", yscale="log")
             axis.set_xticks(x, x)
             axis.minorticks_off()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.grid(color="#e6e6e6")
             axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("seconds per matching step")

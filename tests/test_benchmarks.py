@@ -4,13 +4,16 @@ import json
 import sys
 
 import conftest
+import pandas as pd
 import pytest
 
+from ddlib.audit import signed
 from ddlib.store import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench
+import equality
 import measures
 import reference
 import render
@@ -142,3 +145,11 @@ def test_render_of_nothing_says_what_to_do(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with conftest.refused("a.json", "damaged"):
         render.read([tmp_path / "a.json"])
+
+
+def test_the_readme_tells_what_the_committed_results_say():
+    readme = (ROOT / "README.md").read_text()
+    assert render.shown(render.read(sorted(render.RESULTS.glob("*.json")))) in readme
+    for _, found in equality.summary(pd.read_csv(equality.RESULTS)).iloc[1:].iterrows():
+        effect, low, high = (signed(found[name]) for name in ("difference", "difference low", "difference high"))
+        assert f"{effect} [{low}, {high}]" in " ".join(readme.split())
