@@ -152,9 +152,8 @@ def table_block(cells, ipc, number, nets):
 
 def table_line(cells, protocol, method, nets):
     """One method of a table, by net."""
-    by_net = cells.set_index("net")
-    shown = [{"text": tables.cell_text(by_net, n), "published": published_text(by_net, n)} for n in nets]
-    n = tables.most_common(cells["n"]) if len(cells) else ""
+    by_net, n = cells.set_index("net"), tables.most_common(cells["n"]) if len(cells) else ""
+    shown = [{"text": tables.cell_text(by_net, net, n), "published": published_text(by_net, net)} for net in nets]
     return {"protocol": protocol, "method": method, "n": n, "cells": shown}
 
 

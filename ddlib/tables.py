@@ -113,7 +113,8 @@ def read_published(number):
 def wide(cells, final_only=False):
     """The paper's layout: one line per ipc, iteration, protocol and method, one column per net, cells "27.9 ± 0.8".
 
-    ± is half the 95% interval's width; * marks cells with diverged runs. A line "published" follows where there is one.
+    A cell with another n than most of its line says so. ± is half the 95% interval's width; * marks cells with diverged runs.
+    A line "published" follows where there is one.
     """
     if final_only:
         cells = cells[cells["iteration"] == cells.groupby("ipc")["iteration"].transform("max")]
@@ -121,10 +122,11 @@ def wide(cells, final_only=False):
     lines = []
     for (ipc, iteration, protocol, method), group in cells.groupby(CELL[:4], sort=False):
         by_net = group.set_index("net")
-        line = {"ipc": ipc, "iteration": iteration, "protocol": protocol, "method": method, "n": most_common(group["n"])}
+        n = most_common(group["n"])
+        line = {"ipc": ipc, "iteration": iteration, "protocol": protocol, "method": method, "n": n}
         if method == BASELINES["full_data"]:
             line |= {"ipc": "all", "iteration": ""}
-        lines.append(line | {n: cell_text(by_net, n) for n in nets})
+        lines.append(line | {net: cell_text(by_net, net, n) for net in nets})
         if group["published"].notna().any():
             at = int(group["published_iteration"].max())
             shown = {n: published_text(by_net, n) for n in nets}
@@ -132,12 +134,14 @@ def wide(cells, final_only=False):
     return pd.DataFrame(lines)
 
 
-def cell_text(by_net, net):
+def cell_text(by_net, net, usual_n=None):
+    """Mean, half of the interval, and n where it is not the line's `usual_n`."""
     if net not in by_net.index:
         return ""
     cell = by_net.loc[net]
     spread = "" if cell["n"] == "1×1" else f" ± {(cell['high'] - cell['low']) / 2:.1f}"
-    return f"{cell['mean']:.1f}{spread}" + "*" * bool(cell["diverged"])
+    other = f" ({cell['n']})" if usual_n and cell["n"] != usual_n else ""
+    return f"{cell['mean']:.1f}{spread}" + "*" * bool(cell["diverged"]) + other
 
 
 def published_text(by_net, net):
@@ -178,7 +182,8 @@ def to_latex(frame, caption):
 def caption(cells, rows, profile, number):
     """What a reader must know beside a table: data, scale, n, interval, hardware, time."""
     what = {4: "with and without model pool and KD", 5: "by model pool, plain cross-entropy"}[number]
-    sizes = f"ConvNet width {profile.width}; AlexNet, VGG11, ResNet18 at {profile.width_factor:g} of their width"
+    part = "full width" if profile.width_factor == 1 else f"{profile.width_factor:g} of their width"
+    sizes = f"ConvNet width {profile.width}; AlexNet, VGG11, ResNet18 at {part}"
     distilled = f"{profile.batch_real} real images a class and step"
     machines = rows[["device", "torch"]].drop_duplicates()
     hardware = ", ".join(f"{device} (torch {torch})" for device, torch in machines.itertuples(index=False))
@@ -188,8 +193,8 @@ def caption(cells, rows, profile, number):
         f"Trained on {hardware}; {rows['seconds'].sum() / 60:.0f} minutes of evaluation in all."
     )
     if cells["published"].notna().any():
-        same = cells["published_iteration"].dropna().eq(cells["iteration"]).all() and profile.width == 128
-        if same:
+        beside = cells[cells["published"].notna()]
+        if (beside["published_iteration"] == beside["iteration"]).all() and profile.name == "paper":
             text += " Published figures are of one set and 10 nets each, without interval."
         else:
             text += " Published figures are for the paper's full scale: compare directions, not levels."
