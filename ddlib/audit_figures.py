@@ -27,7 +27,7 @@ def effects(lines, title):
     for line, groups in zip(axes, rows, strict=True):
         for axis, group in zip(line, groups, strict=False):
             draw_effects(axis, group.set_index("net").reindex(nets))
-            axis.set_title(panel_title(group.iloc[0]), fontsize=9)
+            axis.set_title(panel_title(group), fontsize=9)
         for axis in line[len(groups) :]:
             axis.set_visible(False)
     axes[0][0].set_yticks(range(len(nets)), nets)
@@ -47,10 +47,11 @@ def panels(lines):
     return best
 
 
-def panel_title(found):
+def panel_title(group):
     """Comparison, ipc, iteration and n of a panel, on short lines."""
+    found, n = group.iloc[0], " or ".join(dict.fromkeys(group["n"]))
     name = found["comparison"].replace(f" ({ALONE})", "").replace(" − Table", "\n− Table").replace(", ", "\n")
-    return f"{name}\nipc {found['ipc']}, iteration {found['iteration']}, n = {found['n']}"
+    return f"{name}\nipc {found['ipc']}, iteration {found['iteration']}, n = {n}"
 
 
 def draw_effects(axis, cells):

@@ -153,7 +153,7 @@ def difference_plot(pairs, title):
         axis.errorbar(cells["mean"], y, xerr=errors, fmt="none", ecolor="#0072b2", elinewidth=1.5)
         axis.scatter(cells["mean"], y, s=36, zorder=3, edgecolors="#0072b2", c=np.where(clear, "#0072b2", "white"))
         axis.set_yticks(range(len(nets)), nets)
-        axis.set_title(f"{name}\n(n = {cells['n'].iloc[0]})", fontsize=10)
+        axis.set_title(f"{name}\n(n = {' or '.join(dict.fromkeys(cells['n']))})", fontsize=10)
         axis.set_xlabel("difference in accuracy (points)")
     axes[0][0].invert_yaxis()
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
