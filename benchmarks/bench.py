@@ -72,7 +72,7 @@ def cases(device, tiny=False):
         sizes = {"net": net, "nets": 10, "epochs": 301, "test": 10000}
         if cpu or tiny:
             epochs, test = (1, 10) if tiny else CPU_SIZES[net]
-            sizes |= {"nets": 1, "epochs": epochs, "test": test, "ipc": 1 if tiny else base["ipc"]}
+            sizes |= {"nets": 2, "epochs": epochs, "test": test, "ipc": 1 if tiny else base["ipc"]}
         about = {"kind": "evaluation", "sides": ours if cpu else ours[1:], "note": shortened(sizes)}
         found[f"evaluation-{net}"] = base | about | sizes
     some = {"batch_real": min(32, base["batch_real"])} if cpu else {}

@@ -16,7 +16,7 @@ from ddlib.config import DistillConfig, EvalConfig
 from ddlib.data import Data
 from ddlib.device import keep_freed_memory
 from ddlib.distill import distill, inner_epoch, train_on
-from ddlib.evaluate import evaluate, measure_accuracy
+from ddlib.evaluate import evaluate, measure_group
 from ddlib.graphs import Graph
 from ddlib.matching import default_slice, draw_batches, matching_step, set_products
 from ddlib.nets import build_net
@@ -217,8 +217,8 @@ def time_evaluation(case, side, data, images, labels, clock):
     synset = SyntheticSet(images, labels, data.mean, data.std, data.classes, data.name)
     config = EvalConfig(epochs=case["epochs"], width=case["width"], precision=side)
     clock.run(lambda: evaluate(synset, data, [case["net"]], "ce", case["nets"], config=config, progress=False))
-    net = fresh_net(case, data.device)
-    test = Clock(data.device, 1, clock.repeats).run(lambda: measure_accuracy(net, data.x_test, data.y_test, side))
+    nets = [fresh_net(case, data.device) for _ in range(case["nets"])]
+    test = Clock(data.device, 1, clock.repeats).run(lambda: measure_group(nets, data, ["test"], side))
     return {"test_seconds": test.seconds}
 
 

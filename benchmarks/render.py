@@ -1,11 +1,12 @@
 """Tables and the scaling figure from the JSON files that `bench.py` wrote. Nothing is measured here, nothing typed by hand."""
 
 import json
-import re
+from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import median
 
 from ddlib.errors import DDError
+from ddlib.nets import NETS
 from ddlib.store import ROOT, write_atomic
 
 FOLDER = ROOT / "benchmarks"
@@ -56,21 +57,32 @@ def read(files):
 
 
 def shown(runs):
-    """README's table: where the reference was measured too, median times, ratio, and a step's peak memory."""
+    """README's table: where the reference was measured too, median times (of a net), ratio, and a step's peak memory."""
+    sides = "float32", "bfloat16", "reference"
     rows = [("on", "work", "ddlib float32", "ddlib bfloat16", "reference", "times as fast", "peak memory")]
     for run in (run for run in runs if run["reference"]):
+        device = run["environment"]["device"]
         for name, case in run["cases"].items():
             own = {row["side"]: row for row in run["records"] if row["case"] == name and "side" in row}
             if case["kind"] == "iteration" or not {"reference", "float32"} <= set(own):
                 continue
-            theirs, ours = own["reference"], [own[side] for side in ("float32", "bfloat16") if side in own]
-            cells = [times(own[side]["seconds"]) if side in own else "" for side in ("float32", "bfloat16", "reference")]
-            middle = [re.sub(r" \[.*\]", "", cell) for cell in cells]
-            ratios = ", ".join(ratio(run, row) for row in ours)
-            memory = ", ".join(f"{row['peak_mb']:.0f}" for row in ours) + f" of {theirs['peak_mb']:.0f} MB"
+            seconds = {side: median(row["seconds"]) / row["units"] for side, row in own.items()}
+            memory = ", ".join(f"{own[side]['peak_mb']:.0f}" for side in sides[:2] if side in own)
+            memory += f" of {own['reference']['peak_mb']:.0f} MB"
             work = name.replace("-", " ", 1) + (" (shortened)" if case.get("note") else "")
-            rows.append((run["environment"]["device"], work, *middle, ratios, memory if case["kind"] == "step" else ""))
+            rows.append((device, work, *compared(seconds, sides), memory if case["kind"] == "step" else ""))
+        seconds = whole_evaluations(run)
+        if {"reference", "float32"} <= set(seconds):
+            work = f"evaluation, all {len(NETS)}: 301 epochs, 10,000 test images (added up)"
+            rows.append((device, work, *compared(seconds, sides), ""))
     return "\n".join(table(rows[0], rows[1:]))
+
+
+def compared(seconds, sides):
+    """The cells of README's table: seconds of each side, and how many times as fast as the last one the others are."""
+    *ours, reference = sides
+    ratios = ", ".join(f"{seconds[reference] / seconds[side]:.2f}" for side in ours if side in seconds)
+    return *(duration(seconds[side]) if side in seconds else "" for side in sides), ratios
 
 
 def update_readme(runs, readme=ROOT / "README.md"):
@@ -163,20 +175,46 @@ def timed_row(run, row):
 
 
 def evaluation_row(run, row):
-    case = run["cases"][row["case"]]
-    test = median(row["test_seconds"])
-    epoch = max(0, median(row["seconds"]) / row["units"] - test) / case["epochs"]
-    per_1000 = 1000 * test / case["test"]
-    cells = (f"{epoch:.4f}", f"{per_1000:.4f}", f"{301 * epoch + 10 * per_1000:.1f}")
+    case, (epoch, test) = run["cases"][row["case"]], epoch_and_test(run, row)
+    cells = (f"{epoch:.4f}", f"{1000 * test:.4f}", f"{301 * epoch + 10_000 * test:.1f}")
     return case["net"], SIDES.get(row["side"], "ddlib"), row["precision"], *cells
+
+
+def epoch_and_test(run, row):
+    """Seconds of an evaluation per net and epoch, and per net and test image."""
+    case, test = run["cases"][row["case"]], median(row["test_seconds"]) / row["units"]
+    return max(0, median(row["seconds"]) / row["units"] - test) / case["epochs"], test / case["test"]
+
+
+def whole_evaluations(run):
+    """Side -> seconds of one net of each architecture at 301 epochs and 10,000 test images, of sides that measured all."""
+    sums, counts = defaultdict(float), Counter()
+    for row in of_kind(run, "evaluation"):
+        epoch, test = epoch_and_test(run, row)
+        sums[row["side"]] += 301 * epoch + 10_000 * test
+        counts[row["side"]] += 1
+    return {side: seconds for side, seconds in sums.items() if counts[side] == len(NETS)}
 
 
 def times(seconds):
     """Median [min, max] with a unit that suits the median."""
     middle = median(seconds)
-    factor, unit = (1, "s") if middle >= 1 else (1e3, "ms") if middle >= 1e-3 else (1e6, "µs")
-    low, middle, high = (f"{factor * value:.3g}" for value in (min(seconds), middle, max(seconds)))
-    return f"{middle} [{low}, {high}] {unit}"
+    low, middle, high = (scaled(value, middle) for value in (min(seconds), middle, max(seconds)))
+    return f"{middle} [{low}, {high}] {unit(median(seconds))[1]}"
+
+
+def duration(seconds):
+    """Three digits and a unit."""
+    return f"{scaled(seconds, seconds)} {unit(seconds)[1]}"
+
+
+def scaled(seconds, like):
+    digits = format(unit(like)[0] * seconds, ".3g")
+    return f"{float(digits):g}"
+
+
+def unit(seconds):
+    return (1, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "µs")
 
 
 def speed(row):

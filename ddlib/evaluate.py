@@ -8,15 +8,17 @@ import torch
 from .config import PROTOCOLS, EvalConfig, check_known
 from .device import environment, keep_freed_memory
 from .errors import DDError, check_choice, check_range
-from .graphs import Epoch, Graph, on_streams
+from .graphs import Epoch, Graph, side_by_side
 from .matching import mixed_precision, set_products
 from .nets import NETS, build_net
 from .progress import bar
 from .protocols import make_loss
 from .results import Results, as_frame
 from .rng import stream
+from .synset import SyntheticSet
 
 TEACHER = "ConvNet"
+AT_ONCE = {"cuda": 10, "cpu": 4}  # nets that train side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
 _teachers = {}  # logits of trained teachers on their set: shared by all students, protocols and temperatures
 
 
@@ -24,50 +26,53 @@ def evaluate(
     synset, data, nets=("ConvNet",), protocol="ce", n_eval=5, seed=0, *, teacher=TEACHER, split="test", config=None,
     results=None, progress=True, stop=None, **settings,
 ):  # fmt: skip
-    """Train `n_eval` fresh nets of each architecture on `synset` and test them on `data`.
+    """Train `n_eval` fresh nets of each architecture on `synset`, or on each of a list of sets, and test them on `data`.
 
     Returns a `DataFrame` with one row per net (`results.COLUMNS`; accuracy in percent). `protocol`: see `ddlib.protocols`;
     `teacher` is the net that `kd` and `authors-2023` learn from (None for `authors-2023`: its "no KD", half a CE). Net i has
     eval seed `seed + i`; a teacher of the same number comes from a stream of its own. `split`: "test", "val" to choose
     settings, or "both": one training, a row for each. `config` is an `EvalConfig`, `settings` override single ones
     (`tau=4.0`). With `results` (a `Results`), rows found there are not computed again and new ones are saved as they finish;
-    `stop()` is asked before every net, and if it says True, what is not there yet is left out. A net with non-finite weights
-    or logits is marked `diverged` and keeps the accuracy it has. On a GPU all nets of an architecture train at once; `seconds`
-    is then a net's share. Raises `DDError` for anything unknown or a set that does not fit.
+    `stop()` is asked before every group, and if it says True, what is not there yet is left out. A net with non-finite weights
+    or logits is marked `diverged` and keeps the accuracy it has. Several nets of an architecture train at once (`groups`);
+    `seconds` is then a net's share. Raises `DDError` for anything unknown or a set that does not fit.
     """
     keep_freed_memory()
     config = configured(config, settings)
     set_products(config.precision, data.device)
     if protocol == "ce":
         teacher = None
-    for name in splits(split):
-        check_request(synset, data, nets, protocol, n_eval, teacher, name)
+    synsets = [synset] if isinstance(synset, SyntheticSet) else list(synset)
+    for one in synsets:
+        for name in splits(split):
+            check_request(one, data, nets, protocol, n_eval, teacher, name)
     results = Results() if results is None else results
     if config.precision == "float64":
         data = data.to(dtype=torch.float64)
-    rows = []
-    with bar(len(nets) * n_eval, f"evaluate {protocol}", show=progress) as ticks:
+    wanted = {
+        (k, net, s): identities(synsets[k], data, protocol, net, s, teacher, split, config)
+        for k in range(len(synsets)) for net in nets for s in range(seed, seed + n_eval)
+    }  # fmt: skip
+    with bar(len(wanted), f"evaluate {protocol}", show=progress) as ticks:
         for net in nets:
-            seeds = range(seed, seed + n_eval)
-            wanted = {s: identities(synset, data, protocol, net, s, teacher, split, config) for s in seeds}
-            missing = [s for s in seeds if any(results.get(row) is None for row in wanted[s])]
-            ticks.update(n_eval - len(missing))
+            mine = {key: rows for key, rows in wanted.items() if key[1] == net}
+            missing = [key for key, rows in mine.items() if any(results.get(row) is None for row in rows)]
+            ticks.update(len(mine) - len(missing))
             for group in groups(missing, data.device):
                 if stop and stop():
                     break
                 started = time.perf_counter()
-                trained = train_group(synset, data, protocol, net, group, teacher, config)
-                tested = [[measure_accuracy(n, *data.split(name), config.precision) for name in splits(split)] for n in trained]
+                trained = train_group([(synsets[k], s) for k, _, s in group], data, protocol, net, teacher, config)
+                tested = measure_group(trained, data, splits(split), config.precision)
                 seconds = round((time.perf_counter() - started) / len(group), 3)
                 machine = {"seconds": seconds} | environment(data.device)
                 results.add_all(
                     row | {"accuracy": accuracy, "diverged": diverged} | machine
-                    for s, outcomes in zip(group, tested, strict=True)
-                    for row, (accuracy, diverged) in zip(wanted[s], outcomes, strict=True)
+                    for key, outcomes in zip(group, tested, strict=True)
+                    for row, (accuracy, diverged) in zip(wanted[key], outcomes, strict=True)
                 )
                 ticks.update(len(group))
-            rows += [found for s in seeds for row in wanted[s] if (found := results.get(row)) is not None]
-    return as_frame(rows)
+    return as_frame([found for rows in wanted.values() for row in rows if (found := results.get(row)) is not None])
 
 
 def identities(synset, data, protocol, net, eval_seed, teacher, split, config):
@@ -79,36 +84,51 @@ def splits(split):
     return ("val", "test") if split == "both" else (split,)
 
 
-def groups(seeds, device):
-    """Which nets train at once: all of them on a GPU, each alone on a CPU, where sharing the caches would cost time."""
-    if torch.device(device).type == "cuda":
-        return [seeds] if seeds else []
-    return [[s] for s in seeds]
+def groups(missing, device):
+    """Which nets train at once: on a GPU many, which leave it idle one by one; on a CPU one per thread, within its memory."""
+    size = AT_ONCE["cuda"] if torch.device(device).type == "cuda" else min(AT_ONCE["cpu"], torch.get_num_threads())
+    return [missing[i : i + size] for i in range(0, len(missing), size)]
 
 
-def train_group(synset, data, protocol, name, seeds, teacher, config):
-    """Fresh nets of one architecture, one per eval seed, trained on `synset` under a protocol."""
-    images, labels = synset.images.to(data.device, data.x_train.dtype), synset.labels.to(data.device)
-    targets = teacher_logits(synset, data, teacher, seeds, config) if teacher else [None] * len(seeds)
-    nets = [fresh_net(name, data, config, stream(seed, "eval", name)) for seed in seeds]
-    losses = [make_loss(protocol, labels, target, config) for target in targets]
-    train_nets(nets, images, losses, config, [stream(seed, "batches", name) for seed in seeds])
+def train_group(pairs, data, protocol, name, teacher, config, streams=("eval", "batches")):
+    """Fresh nets of one architecture, one per pair of set and eval seed, trained on that set under a protocol.
+
+    `streams`: the names of the generators of their weights and batches.
+    """
+    targets = teacher_logits(pairs, data, teacher, config) if teacher else [None] * len(pairs)
+    nets = [fresh_net(name, data, config, stream(seed, streams[0], name)) for _, seed in pairs]
+    sets = [on_device(synset, data) for synset, _ in pairs]
+    losses = [make_loss(protocol, labels, target, config) for (_, labels), target in zip(sets, targets, strict=True)]
+    generators = [stream(seed, streams[1], name) for _, seed in pairs]
+    train_nets(nets, [images for images, _ in sets], losses, config, generators)
     return nets
 
 
+def on_device(synset, data):
+    """Images and labels of a set, as and where the data are."""
+    return synset.images.to(data.device, data.x_train.dtype), synset.labels.to(data.device)
+
+
+def measure_group(nets, data, names, precision):
+    """Per net a list with `measure_accuracy` on each of the splits."""
+    works = [lambda n=net: [measure_accuracy(n, *data.split(name), precision) for name in names] for net in nets]
+    return [work() for work in works] if torch.device(data.device).type == "cuda" else side_by_side(works, data.device)
+
+
 def train_nets(nets, images, losses, config, generators):
-    """Train nets in place: SGD, lr x 0.1 after epoch `config.drop_epoch` with the momentum reset, no augmentation.
+    """Train nets in place, each on its images: SGD, lr x 0.1 after epoch `config.drop_epoch` with the momentum reset.
 
     `loss(logits, batch, epoch)` gives the scalar to descend. These are the DC family's settings (Zhao et al., ICLR 2021):
-    lr 0.01, momentum 0.9, weight decay 5e-4, batch 256, epochs 0..300, drop after 151. On a GPU the nets train side by side,
-    and an epoch of all of them is one recorded graph.
+    lr 0.01, momentum 0.9, weight decay 5e-4, batch 256, epochs 0..300, drop after 151, no augmentation. The nets train side by
+    side; on a GPU an epoch of all of them is one recorded graph.
     """
-    trainings = [Training(net, images, loss, config) for net, loss in zip(nets, losses, strict=True)]
+    trainings = [Training(*own, config) for own in zip(nets, images, losses, strict=True)]
+    device = images[0].device
     before = min(config.drop_epoch + 1, config.epochs)
     for lr, epochs in ((config.lr, before), (config.lr * 0.1, config.epochs - before)):
         for training in trainings:
             training.start(lr)
-        everyone = Graph(lambda: on_streams([training.run for training in trainings], images.device), images.device)
+        everyone = Graph(lambda: side_by_side([training.run for training in trainings], device), device)
         for _ in range(epochs):
             for training, generator in zip(trainings, generators, strict=True):
                 training.pass_.shuffle(generator)
@@ -117,7 +137,7 @@ def train_nets(nets, images, losses, config, generators):
 
 def train_net(net, images, loss, config, generator):
     """`train_nets` for one net."""
-    train_nets([net], images, [loss], config, [generator])
+    train_nets([net], [images], [loss], config, [generator])
 
 
 class Training:
@@ -151,11 +171,15 @@ class Training:
 
 
 @torch.no_grad()
-def measure_accuracy(net, images, labels, precision="float32", batch=500):
-    """(accuracy in percent, diverged): diverged means that weights or logits are not finite."""
+def measure_accuracy(net, images, labels, precision="float32", batch=None):
+    """(accuracy in percent, diverged): diverged means that weights or logits are not finite.
+
+    `batch`: images at once; by default 100 on a CPU, whose memory has to hold several nets' activations, else 500.
+    """
     net.eval()
     finite = torch.stack([torch.isfinite(p).all() for p in net.parameters()] or [torch.ones((), dtype=torch.bool)]).all()
     finite, correct = finite.to(images.device), torch.zeros((), dtype=torch.int64, device=images.device)
+    batch = batch or (100 if images.device.type == "cpu" else 500)
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
         with mixed_precision(precision, x.device):
             logits = net(x)
@@ -164,24 +188,22 @@ def measure_accuracy(net, images, labels, precision="float32", batch=500):
     return 100 * int(correct) / len(labels), not bool(finite)
 
 
-def teacher_logits(synset, data, name, seeds, config):
-    """Logits [N, classes] on the synthetic images, one tensor per eval seed, of teachers trained on them with plain CE.
+def teacher_logits(pairs, data, name, config):
+    """Logits [N, classes] of teachers trained with plain CE, a tensor per pair of set and eval seed, on that set's images.
 
     Each is trained once per process.
     """
     plain = replace(config, alpha=0.0, tau=1.0)
-    keys = {seed: (synset.id, name, seed, plain, str(data.device)) for seed in seeds}
-    missing = [seed for seed in seeds if keys[seed] not in _teachers]
+    keys = [(synset.id, name, seed, plain, str(data.device)) for synset, seed in pairs]
+    missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in _teachers}
     if missing:
-        images, labels = synset.images.to(data.device, data.x_train.dtype), synset.labels.to(data.device)
-        nets = [fresh_net(name, data, config, stream(seed, "teacher", name)) for seed in missing]
-        losses = [make_loss("ce", labels, None, plain)] * len(nets)
-        train_nets(nets, images, losses, plain, [stream(seed, "teacher batches", name) for seed in missing])
-        for seed, net in zip(missing, nets, strict=True):
+        nets = train_group(list(missing.values()), data, "ce", name, None, plain, ("teacher", "teacher batches"))
+        for (key, (synset, _)), net in zip(missing.items(), nets, strict=True):
+            images, _ = on_device(synset, data)
             net.eval()
             with torch.no_grad(), mixed_precision(config.precision, images.device):
-                _teachers[keys[seed]] = torch.cat([net(x) for x in images.split(500)]).to(images.dtype)
-    return [_teachers[keys[seed]] for seed in seeds]
+                _teachers[key] = torch.cat([net(x) for x in images.split(100)]).to(images.dtype)
+    return [_teachers[key] for key in keys]
 
 
 def fresh_net(name, data, config, generator):

@@ -5,6 +5,9 @@ idle most of the time. Recorded once and replayed, they follow each other withou
 tensors that stay where they are, must not look at a value (that would wait for the GPU), and returns nothing.
 """
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 WARMUP = 3  # calls before the recording: libraries choose their algorithms, optimisers make their buffers
@@ -30,12 +33,39 @@ class Graph:
         self.graph.replay()
 
 
+def side_by_side(works, device):
+    """Do independent works at the same time, on a GPU each on a stream, on a CPU each on its share of the threads.
+
+    The layers of small nets are done before several threads have shared them out; one net per thread keeps all of them busy.
+    Returns what they return, in order (on a GPU nothing: see above).
+    """
+    if torch.device(device).type == "cuda":
+        return on_streams(works, device)
+    threads = torch.get_num_threads()
+    if len(works) == 1 or threads == 1:
+        return [work() for work in works]
+    share, (first, *others) = max(1, threads // len(works)), works
+    started = [helpers().submit(on_threads, share, work) for work in others]
+    try:
+        return [on_threads(share, first), *(work.result() for work in started)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+@functools.cache
+def helpers():
+    """The Python threads beside the main one."""
+    return ThreadPoolExecutor(thread_name_prefix="ddlib")
+
+
+def on_threads(number, work):
+    """`work()` with so many threads for its layers; the setting holds for the Python thread that calls this."""
+    torch.set_num_threads(number)
+    return work()
+
+
 def on_streams(works, device):
-    """Do several independent works, on a GPU side by side, each on a stream of its own; one after the other on a CPU."""
-    if torch.device(device).type != "cuda":
-        for work in works:
-            work()
-        return
+    """Each work on a stream of its own, all of them after what is under way and before what follows."""
     here = torch.cuda.current_stream(device)
     streams = [torch.cuda.Stream(device) for _ in works]
     for work, stream in zip(works, streams, strict=True):

@@ -25,7 +25,7 @@ from .data import random_real
 from .device import device_name
 from .distill import distill, snapshot_name, store_name
 from .errors import DDError, check_choice, check_range
-from .evaluate import evaluate, identities, net_width, splits
+from .evaluate import evaluate, groups, identities, net_width, splits
 from .nets import build_net
 from .pool import PRESETS
 from .profiles import parse_settings
@@ -209,7 +209,7 @@ class Slices:
                 stop=lambda k: k >= piece.iteration or self.interrupted or time.monotonic() > deadline,
             )  # fmt: skip
         elif self.ready(piece):
-            at_once = piece.n if self.study.device.type == "cuda" else 1
+            at_once = len(groups(range(piece.n), self.study.device)[0])
             needed = self.flops(piece) / piece.n * at_once / self.rates().get("evaluation", float("inf"))
             self.evaluate(piece, self.tau(piece), stop=lambda: time.monotonic() + needed > deadline)
 

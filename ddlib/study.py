@@ -6,16 +6,19 @@ The notebooks are written against this class. `out` holds everything that a stud
 
 import hashlib
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from . import data as data_module
 from .data import load_data
 from .device import pick_device
 from .distill import distill, store_name
 from .evaluate import evaluate
+from .graphs import side_by_side
 from .profiles import PROFILES, get_profile
 from .results import Results, read_rows
 from .store import ROOT, write_atomic
@@ -58,13 +61,31 @@ class Study:
 
     def distill(self, pool, seed, ipc=None, **changes):
         """One distillation, from its folder if it is finished, from its checkpoint if it was interrupted."""
-        config = self.profile.distill_config(pool, seed, ipc, **changes)
-        store = self.runs / "distill" / store_name(config, self.data)
-        return distill(config, self.data, store=store, progress=self.progress)
+        return self._distill(self.profile.distill_config(pool, seed, ipc, **changes), progress=self.progress)
 
     def distill_all(self, pool, ipc=None, **changes):
-        """The distillations of every seed, a list in the order of `profile.seeds`."""
-        return [self.distill(pool, seed, ipc, **changes) for seed in self.profile.seeds]
+        """The distillations of every seed, a list in the order of `profile.seeds`; on a CPU as many at once as it has threads.
+
+        Of several at once the bar shows the first. After Ctrl-C all of them go on from where they were.
+        """
+        configs = [self.profile.distill_config(pool, seed, ipc, **changes) for seed in self.profile.seeds]
+        size, interrupted, made = 1 if self.device.type == "cuda" else torch.get_num_threads(), threading.Event(), []
+        for i in range(0, len(configs), size):
+            group = configs[i : i + size]
+            works = [
+                lambda c=c, show=(c is group[0] and self.progress): self._distill(c, show, lambda k: interrupted.is_set())
+                for c in group
+            ]
+            try:
+                made += side_by_side(works, self.data.device)
+            except BaseException:
+                interrupted.set()  # the others stop after their iteration
+                raise
+        return made
+
+    def _distill(self, config, progress, stop=None):
+        store = self.runs / "distill" / store_name(config, self.data)
+        return distill(config, self.data, store=store, progress=progress, stop=stop)
 
     def reported(self, synsets):
         """Of distilled sets with their history: those at the iterations that the tables show."""
@@ -78,14 +99,10 @@ class Study:
         """Evaluate sets at the profile's settings, `settings` overriding single ones; returns their rows."""
         p = self.profile
         config = replace(p.eval_config(), **settings)
-        frames = [
-            evaluate(
-                synset, self.data, nets or p.nets, protocol, n_eval or p.n_eval,
-                teacher=teacher, split=split, config=config, results=self.results, progress=self.progress,
-            )
-            for synset in synsets
-        ]  # fmt: skip
-        return pd.concat(frames, ignore_index=True)
+        return evaluate(
+            synsets, self.data, nets or p.nets, protocol, n_eval or p.n_eval,
+            teacher=teacher, split=split, config=config, results=self.results, progress=self.progress,
+        )  # fmt: skip
 
     def full_data(self):
         """Rows of nets trained on all training images, for the nets and epochs that the profile affords."""

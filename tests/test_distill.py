@@ -12,7 +12,7 @@ from torch import nn
 
 from ddlib.config import DistillConfig, loops
 from ddlib.distill import distill, read_log, store_name
-from ddlib.nets import MeanPool
+from ddlib.nets import MaxPool, MeanPool
 from ddlib.pool import Member, ModelPool
 from ddlib.rng import stream
 from ddlib.store import load_tensors, save_tensors
@@ -76,10 +76,10 @@ def set_statistics(net, images):
 
 
 def with_plain_pooling(net):
-    """The same net with PyTorch's own average pooling."""
+    """The same net with PyTorch's own pooling."""
     for i, layer in enumerate(net.features):
-        if isinstance(layer, MeanPool):
-            net.features[i] = nn.AvgPool2d(2)
+        if isinstance(layer, MeanPool | MaxPool):
+            net.features[i] = (nn.AvgPool2d if isinstance(layer, MeanPool) else nn.MaxPool2d)(2)
     return net
 
 

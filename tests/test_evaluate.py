@@ -36,12 +36,12 @@ def same_rows(one, two):
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """Every net trained by `train_nets`: (net, images, loss, config, generator)."""
+    """Every net trained by `train_nets`: (net, images, loss, generator, config)."""
     evaluation, calls = module("evaluate"), []
     real = evaluation.train_nets
 
     def counted(nets, images, losses, config, generators):
-        calls.extend((n, images, x, config, g) for n, x, g in zip(nets, losses, generators, strict=True))
+        calls.extend((*own, config) for own in zip(nets, images, losses, generators, strict=True))
         real(nets, images, losses, config, generators)
 
     monkeypatch.setattr(evaluation, "train_nets", counted)
@@ -233,21 +233,42 @@ def test_nets_trained_together_are_those_trained_alone(synset, data):
     alone, together = fresh(), fresh()
     for net, generator in zip(alone, generators(), strict=True):
         train_net(net, images, loss, config, generator)
-    train_nets(together, images, [loss] * 3, config, generators())
+    train_nets(together, [images] * 3, [loss] * 3, config, generators())
     for one, two in zip(alone, together, strict=True):
         for a, b in zip(one.parameters(), two.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=0)
 
 
-def test_all_nets_of_an_architecture_train_at_once_on_a_gpu():
-    assert groups([0, 1, 2], "cuda") == [[0, 1, 2]] and groups([], "cuda") == []
-    assert groups([0, 1, 2], "cpu") == [[0], [1], [2]]
+def test_groups_fill_a_gpu_and_the_threads_of_a_cpu(monkeypatch):
+    assert groups(list(range(12)), "cuda") == [list(range(10)), [10, 11]]
+    for threads, sizes in ((1, [1] * 5), (2, [2, 2, 1]), (64, [4, 1])):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert [len(group) for group in groups([0, 1, 2, 3, 4], "cpu")] == sizes
+    assert groups([], "cuda") == groups([], "cpu") == []
 
 
-def test_training_in_groups_gives_the_same_rows(synset, data, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_training_in_groups_gives_the_same_rows(synset, data, monkeypatch, threads):
     alone = rows_of(synset, data, ("MLP", "LeNet"), "kd", n_eval=3)
-    monkeypatch.setattr(module("evaluate"), "groups", lambda seeds, device: [seeds] if seeds else [])
-    same_rows(rows_of(synset, data, ("MLP", "LeNet"), "kd", n_eval=3), alone)
+    monkeypatch.setattr(module("evaluate"), "groups", lambda missing, device: [missing] if missing else [])
+    module("evaluate")._teachers.clear()
+    torch.set_num_threads(threads)
+    try:
+        together = rows_of(synset, data, ("MLP", "LeNet"), "kd", n_eval=3)
+    finally:
+        torch.set_num_threads(1)
+    same_rows(alone.drop(columns="device"), together.drop(columns="device"))
+
+
+@pytest.mark.parametrize("protocol", ["ce", "kd"])
+def test_several_sets_in_one_call_give_the_rows_of_each(data, monkeypatch, trainings, protocol):
+    sets = [random_real(data, ipc, seed) for ipc, seed in ((2, 0), (2, 1), (3, 0))]
+    one_by_one = pd.concat([rows_of(one, data, ("MLP", "LeNet"), protocol, n_eval=2) for one in sets], ignore_index=True)
+    module("evaluate")._teachers.clear()
+    before, seen = len(trainings), []
+    monkeypatch.setattr(module("evaluate"), "groups", lambda missing, device: seen.append(len(missing)) or [missing])
+    same_rows(rows_of(sets, data, ("MLP", "LeNet"), protocol, n_eval=2), one_by_one)
+    assert seen == [6, 6] and len(trainings) == 2 * before
 
 
 def test_a_stopped_evaluation_leaves_the_rest_out(synset, data):
@@ -354,14 +375,16 @@ def test_a_teacher_is_no_student_of_the_same_seed(synset, data):
     train_net(student, synset.images, loss, TINY, stream(0, "batches", "ConvNet"))
     with torch.no_grad():
         twin = student.eval()(synset.images)
-    (teacher, other), (again,) = (teacher_logits(synset, data, "ConvNet", seeds, TINY) for seeds in ([0, 1], [0]))
+    (teacher, other), (again,) = (
+        teacher_logits([(synset, s) for s in seeds], data, "ConvNet", TINY) for seeds in ([0, 1], [0])
+    )
     assert not torch.allclose(teacher, twin, atol=1e-3)
     assert not torch.allclose(teacher, other, atol=1e-3)
     assert torch.equal(teacher, again) and teacher.shape == (6, 3) and not teacher.requires_grad
 
 
 def test_a_teacher_is_a_net_trained_with_plain_ce(synset, data):
-    (teacher,) = teacher_logits(synset, data, "ConvNet", [0], replace(TINY, epochs=40, lr=0.05))
+    (teacher,) = teacher_logits([(synset, 0)], data, "ConvNet", replace(TINY, epochs=40, lr=0.05))
     untrained = fresh_net("ConvNet", data, TINY, stream(0, "teacher", "ConvNet"))(synset.images)
     assert F.cross_entropy(teacher, synset.labels) < 0.5 * F.cross_entropy(untrained, synset.labels)
 

@@ -1,9 +1,11 @@
 """Recorded work: on a CPU each call does the work once; on a GPU replays must do what plain calls do."""
 
+import threading
+
 import pytest
 import torch
 
-from ddlib.graphs import WARMUP, Epoch, Graph, on_streams
+from ddlib.graphs import WARMUP, Epoch, Graph, side_by_side
 from ddlib.rng import stream
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -19,8 +21,30 @@ def test_every_call_does_the_work_once():
 
 def test_works_side_by_side_are_all_done():
     totals = torch.zeros(3)
-    on_streams([lambda i=i: totals[i].add_(i + 1) for i in range(3)], "cpu")
+    side_by_side([lambda i=i: totals[i].add_(i + 1) for i in range(3)], "cpu")
     assert totals.tolist() == [1, 2, 3]
+
+
+def test_each_work_has_its_share_of_the_threads(monkeypatch):
+    """And the caller has all of them again, also after an error."""
+    torch.set_num_threads(4)
+
+    def share():
+        return threading.get_ident(), torch.get_num_threads()
+
+    def fail():
+        raise ValueError
+
+    try:
+        (first, one), (second, two) = side_by_side([share, share], "cpu")
+        assert first == threading.get_ident() != second and one == two == 2
+        assert [n for _, n in side_by_side([share], "cpu")] == [4] == [torch.get_num_threads()]
+        for works in ([fail, share], [share, fail]):
+            with pytest.raises(ValueError):  # noqa: PT011
+                side_by_side(works, "cpu")
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(1)
 
 
 def passes(n, size, generator, count):
@@ -109,7 +133,7 @@ def test_a_recorded_training_is_the_plain_one():
 def test_works_side_by_side_in_one_graph():
     totals = torch.zeros(3, device="cuda")
     works = [lambda i=i: totals[i].add_(i + 1) for i in range(3)]
-    graph = Graph(lambda: on_streams(works, "cuda"), "cuda")
+    graph = Graph(lambda: side_by_side(works, "cuda"), "cuda")
     for _ in range(10):
         graph()
     assert totals.tolist() == [10, 20, 30]

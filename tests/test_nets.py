@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import refused
 
-from ddlib.nets import ACTIVATIONS, NETS, NORMS, MeanPool, build_net
+from ddlib.nets import ACTIVATIONS, NETS, NORMS, MaxPool, MeanPool, build_net
 from ddlib.rng import stream, torch_seeded_by
 
 SMALL = {  # options that make each net cheap
@@ -186,3 +186,44 @@ def test_mean_pooling_is_average_pooling(side):
     weights = torch.randn(ours.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     mine, theirs = (torch.autograd.grad((out * weights).sum(), images)[0] for out in (ours, plain))
     assert torch.allclose(mine, theirs, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(3, 5, 2, 2), (3, 5, 8, 4), (2, 1, 32, 32)])
+def test_max_pooling_is_max_pooling(shape, layout):
+    """Values, gradients and the gradients' own derivatives, which matching needs."""
+    images = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images = images.contiguous(memory_format=layout).requires_grad_()
+    found = []
+    for pool in (MaxPool(), torch.nn.MaxPool2d(2)):
+        pooled = pool(images)
+        (gradient,) = torch.autograd.grad((pooled**3).sum(), images, create_graph=True)
+        found.append((pooled, gradient, *torch.autograd.grad((gradient**2).sum(), images)))
+    with torch.no_grad():
+        assert torch.equal(MaxPool()(images), found[1][0])
+    assert all(torch.equal(ours, plain) for ours, plain in zip(*found, strict=True))
+
+
+def test_one_of_several_greatest_pixels_gets_the_gradient():
+    images = torch.ones(1, 1, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(MaxPool()(images).sum(), images)
+    assert F.max_pool2d(gradient, 2).eq(1).all() and gradient.sum() == 4
+
+
+@pytest.mark.parametrize("name", ["LeNet", "AlexNet"])
+def test_channels_last_changes_the_speed_only(name):
+    net = build_net(name, stream(0, "x"), **({"width_factor": 0.1} if name == "AlexNet" else {})).double()
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert net.channels_last
+    found = []
+    for net.channels_last in (True, False):
+        logits = net(images)
+        found.append([logits, *torch.autograd.grad(logits.square().sum(), list(net.parameters()))])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["AlexNet", "VGG11", "ResNet18"])
+def test_nets_with_group_norm_keep_channels_first(name):
+    """PyTorch's GroupNorm is many times slower with channels last."""
+    assert not build_net(name, width_factor=0.1, norm="instance").channels_last

@@ -1,7 +1,10 @@
 """A study finds again what it has made, and writes only where it is told to."""
 
+import time
+
 import pandas as pd
 import pytest
+import torch
 from conftest import module, refused
 
 from ddlib.profiles import PROFILES
@@ -32,6 +35,42 @@ def test_nothing_is_made_twice(study, tmp_path, monkeypatch):
         monkeypatch.setattr(module(part), function, None)  # calling it would fail
     second = again.evaluate(again.reported(again.distill_all("main")))
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_distillations_of_all_seeds_go_side_by_side(study, tmp_path):
+    """One per thread, the same sets as alone; after an interruption all of them go on."""
+    alone = [study.distill("main_plus_similar", seed) for seed in (0, 1)]
+    other = Study("quick", TINY, out=tmp_path / "other", device="cpu", progress=False)
+    torch.set_num_threads(2)
+    try:
+        together = other.distill_all("main_plus_similar")
+    finally:
+        torch.set_num_threads(1)
+    assert [s.id for s in together] == [s.id for s in alone]
+
+
+def test_an_interrupted_distillation_stops_the_others(study, monkeypatch):
+    done = []
+
+    def distilled(config, data, store, progress, stop):
+        if config.seed == 0:
+            raise KeyboardInterrupt
+        while not stop(0):
+            time.sleep(0.01)
+        done.append(config.seed)
+
+    monkeypatch.setattr(module("study"), "distill", distilled)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            study.distill_all("main")
+    finally:
+        torch.set_num_threads(1)
+    for _ in range(500):
+        if done:
+            break
+        time.sleep(0.01)
+    assert done == [1]
 
 
 def test_results_of_other_settings_never_mix(study, tmp_path):
