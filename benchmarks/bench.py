@@ -59,15 +59,13 @@ def cases(device, tiny=False):
         plain = ["plain"] if ipc == 10 or not cpu else []
         found[f"step-ipc{ipc}"] = base | slow | {"kind": "step", "ipc": ipc, "sides": [*ours, *plain]}
     for ipc in (10, 50):
-        sides = ["float32"] if cpu else ["float32", "tf32"]
-        found[f"epoch-ipc{ipc}"] = base | quick | {"kind": "epoch", "ipc": ipc, "sides": sides}
+        found[f"epoch-ipc{ipc}"] = base | quick | {"kind": "epoch", "ipc": ipc, "sides": ours}
     for ipc, outer, inner in ((1, 1, 1), (10, 10, 50)):
         sizes = {"ipc": ipc, "outer": outer, "inner": inner}
         if cpu:
             sizes |= {"outer": min(outer, 2), "inner": min(inner, 5), "batch_real": min(64, base["batch_real"])}
-        sides = ["float32"] if cpu else ours
         few = slow if ipc == 1 or cpu else {"warmup": 2, "times": 1}  # seconds each
-        found[f"iteration-ipc{ipc}"] = base | few | {"kind": "iteration", "sides": sides, "note": shortened(sizes)} | sizes
+        found[f"iteration-ipc{ipc}"] = base | few | {"kind": "iteration", "sides": ours, "note": shortened(sizes)} | sizes
     for net in NETS:
         sizes = {"net": net, "nets": 10, "epochs": 301, "test": 10000}
         if cpu or tiny:

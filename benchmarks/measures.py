@@ -198,8 +198,9 @@ def time_step(case, side, data, images, labels, clock):
 
 
 def time_epoch(case, side, data, images, labels, clock):
-    """One epoch of the inner loop on the synthetic set. It is always float32 in ddlib (or tf32)."""
-    net, generator, config = fresh_net(case, data.device), stream(0, "train"), DistillConfig(ipc=case["ipc"])
+    """One epoch of the inner loop on the synthetic set."""
+    net, generator = fresh_net(case, data.device), stream(0, "train")
+    config = DistillConfig(ipc=case["ipc"], precision=side)
     epoch = inner_epoch(images, labels, net, config)
     clock.run(lambda: train_on(images, labels, net, 1, config, generator, epoch))
 

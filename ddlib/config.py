@@ -46,7 +46,7 @@ class DistillConfig:
     momentum_images: float = 0.5
     lr_net: float = 0.01
     init: str = "noise"  # or "real"
-    precision: str = "float32"  # bfloat16: real gradients under autocast; tf32: a GPU's fast float32 products
+    precision: str = "float32"  # bfloat16: autocast where nothing is differentiated twice; tf32: a GPU's products
     slice_size: int | None = None  # real images per backward pass; None: as the device likes it, see `matching.slices`
     on_divergence: str = "skip"  # or "stop"
 

@@ -15,7 +15,7 @@ from .data import check_ipc, random_real
 from .device import environment, keep_freed_memory
 from .errors import DDError
 from .graphs import Epoch, Graph
-from .matching import batchnorms, default_slice, draw_batches, freeze_batchnorm, matching_step, set_products
+from .matching import batchnorms, default_slice, draw_batches, freeze_batchnorm, matching_step, mixed_precision, set_products
 from .pool import ModelPool, label
 from .progress import bar
 from .rng import stream, streams
@@ -117,7 +117,9 @@ def inner_epoch(images, labels, net, config):
     parameters = list(net.parameters())
 
     def step(batch):
-        gradients = torch.autograd.grad(F.cross_entropy(net(images[batch]), labels[batch]), parameters)
+        with mixed_precision(config.precision, images.device):
+            logits = net(images[batch])
+        gradients = torch.autograd.grad(F.cross_entropy(logits.to(images.dtype), labels[batch]), parameters)
         with torch.no_grad():
             torch._foreach_add_(parameters, gradients, alpha=-config.lr_net)
 

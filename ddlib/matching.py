@@ -116,7 +116,10 @@ def set_products(precision, device):
 
 
 def mixed_precision(precision, device):
-    """Autocast to bfloat16 if `precision` says so, else nothing."""
+    """Autocast to bfloat16 if `precision` says so, else nothing.
+
+    For real gradients, the inner loop and evaluation; weights, sums and what is differentiated twice stay float32.
+    """
     if precision != "bfloat16":
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
