@@ -23,6 +23,7 @@ kernels does not depend on what they show. FLOP are what the mathematics needs i
 2, backward and double backward included), the same number for every side; *of peak* compares with this machine's own matmul
 in the same precision, measured in the same run. Memory is the growth of a fresh process at its peak over what lay there before
 (network and inputs): resident on a CPU, allocated on a GPU. *Ratio* is the reference's time over this side's.
+An evaluation's time is that of all nets it trains (*2 at once*), its ratio is per net, as the reference trains one at a time.
 Sides of a measurement run in processes of their own and take turns, repetition by repetition.
 
 The reference is VICO-UoE/DatasetCondensation, as its `main.py` calls it for DC; its test images come from memory here, so that

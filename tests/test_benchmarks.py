@@ -150,6 +150,8 @@ def test_render_of_nothing_says_what_to_do(tmp_path):
 def test_the_readme_tells_what_the_committed_results_say():
     readme = (ROOT / "README.md").read_text()
     assert render.shown(render.read(sorted(render.RESULTS.glob("*.json")))) in readme
-    for _, found in equality.summary(pd.read_csv(equality.RESULTS)).iloc[1:].iterrows():
+    summary = equality.summary(pd.read_csv(equality.RESULTS))
+    assert set(summary["ipc"]) == set(equality.LOOPS) and set(summary["path"]) == set(equality.PATHS)
+    for _, found in summary[summary["path"] != "plain"].iterrows():
         effect, low, high = (signed(found[name]) for name in ("difference", "difference low", "difference high"))
         assert f"{effect} [{low}, {high}]" in " ".join(readme.split())
