@@ -3,6 +3,7 @@
 A training step of a small net is some sixty kernels of a few microseconds; launched one by one from Python, they leave a GPU
 idle most of the time. Recorded once and replayed, they follow each other without Python. Whatever is recorded must work on
 tensors that stay where they are, must not look at a value (that would wait for the GPU), and returns nothing.
+`side_by_side` fills what one small net leaves idle with others: a GPU by streams, a CPU by threads.
 """
 
 import functools

@@ -71,3 +71,15 @@ def test_differences_in_the_prose_are_those_of_the_csv(method, nets):
     for net in nets:
         assert f"{net} {pairs.loc[net, 'mean']:+.1f}" in README
         assert pairs.loc[net, "low"] > 0  # called a difference, so its interval excludes none
+
+
+def test_resnet18_in_the_prose_is_that_of_the_csv():
+    rows = table4_rows(read_rows(ROOT / "paper" / "results" / "paper.csv"))
+    rows = rows[(rows["net"] == "ResNet18") & (rows["ipc"] == 1) & (rows["iteration"] == 1000) & (rows["split"] == "test")]
+    means = rows.groupby(["protocol", "method"])["accuracy"].mean()
+    half, whole = (
+        [f"{means[protocol, method]:.1f}" for method in ("baseline", "model pool")] for protocol in ("authors-2023", "fair")
+    )
+    prose = " ".join(README.split())
+    assert f"reach {half[0]} (baseline) and {half[1]} (model pool) with half a cross-entropy" in prose
+    assert f"no teacher they reach {whole[0]} and {whole[1]}" in prose
