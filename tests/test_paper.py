@@ -1,6 +1,7 @@
 """The paper-scale run in slices: its order, its budget, and that it can be interrupted, moved and resumed."""
 
 import shutil
+import time
 import zipfile
 
 import pandas as pd
@@ -221,3 +222,14 @@ def test_a_damaged_or_hostile_archive_is_refused(tmp_path):
     with refused("outside"):
         archive.unpack(tmp_path / "runs", tmp_path / "slices")
     assert not (tmp_path / "outside").exists()
+
+
+def test_a_group_of_nets_starts_only_if_all_of_it_fits(tmp_path, monkeypatch):
+    work, asked = slices(tmp_path), []
+    piece = next(p for p in work.pieces if isinstance(p, Evaluation) and work.ready(p))
+    monkeypatch.setattr(module("paper"), "groups", lambda seeds, device: [[0, 1, 2]])
+    monkeypatch.setattr(work, "rates", lambda: {"evaluation": work.flops(piece) / piece.n})  # a second per net
+    monkeypatch.setattr(work, "evaluate", lambda piece, tau, stop: asked.append(stop()))
+    for seconds in (2, 4):
+        work.work(piece, time.monotonic() + seconds)
+    assert asked == [True, False]
