@@ -47,7 +47,7 @@ class DistillConfig:
     lr_net: float = 0.01
     init: str = "noise"  # or "real"
     precision: str = "float32"  # bfloat16: autocast where nothing is differentiated twice; tf32: a GPU's products
-    slice_size: int | None = None  # real images per backward pass; None: as the device likes it, see `matching.slices`
+    slice_size: int | None = None  # real images per backward pass; None: as the device likes it, see `matching.default_slice`
     on_divergence: str = "skip"  # or "stop"
 
     def __post_init__(self):

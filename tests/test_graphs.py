@@ -25,7 +25,7 @@ def test_works_side_by_side_are_all_done():
     assert totals.tolist() == [1, 2, 3]
 
 
-def test_each_work_has_its_share_of_the_threads(monkeypatch):
+def test_each_work_has_its_share_of_the_threads():
     """And the caller has all of them again, also after an error."""
     torch.set_num_threads(4)
 

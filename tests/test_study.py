@@ -38,7 +38,7 @@ def test_nothing_is_made_twice(study, tmp_path, monkeypatch):
 
 
 def test_distillations_of_all_seeds_go_side_by_side(study, tmp_path):
-    """One per thread, the same sets as alone; after an interruption all of them go on."""
+    """One per thread, the same sets as alone."""
     alone = [study.distill("main_plus_similar", seed) for seed in (0, 1)]
     other = Study("quick", TINY, out=tmp_path / "other", device="cpu", progress=False)
     torch.set_num_threads(2)
