@@ -117,6 +117,20 @@ def test_tau_is_chosen_on_validation_images_per_net(study):
         assert best[net, tau] == best[net].max()
 
 
+@pytest.mark.parametrize(("sign", "best"), [(1, 4.0), (-1, 1.5)])
+def test_tau_is_chosen_whatever_the_test_images_say(study, monkeypatch, sign, best):
+    """The splits are made to disagree about every temperature."""
+
+    def evaluated(synsets, split, tau, **_):
+        assert split == "both"
+        return pd.DataFrame(
+            {"net": "MLP", "tau": tau, "split": ["val", "test"], "accuracy": [50 + sign * tau, 50 - 9 * sign * tau]}
+        )
+
+    monkeypatch.setattr(study, "evaluate", evaluated)
+    assert study.choose_tau([])[0] == {"MLP": best}
+
+
 def test_full_data_and_random_real_are_rows_like_all_others(study):
     rows = pd.concat([study.full_data(), study.evaluate(study.random_real(), ["MLP"])])
     assert rows["pool"].tolist() == ["full_data", "random_real", "random_real"]
