@@ -159,11 +159,9 @@ class Training:
     def step(self, batch):
         with mixed_precision(self.config.precision, self.images.device):
             logits = self.net(self.images[batch])
-        loss = self.loss(logits.to(self.images.dtype), batch, self.epoch)
-        gradients = torch.autograd.grad(loss, self.parameters)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+        self.loss(logits.to(self.images.dtype), batch, self.epoch).backward()  # lays gradients out as the weights are
         self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def run(self):
         self.pass_.run()
