@@ -33,13 +33,36 @@ from ddlib.nets import NETS
 from ddlib.store import ROOT, dumps, write_atomic
 
 # Epochs and test images on a CPU: seconds for the heavy nets, enough epochs for the light ones to outweigh what is done once.
-CPU_SIZES = {"ConvNet": (5, 500), "MLP": (100, 2000), "LeNet": (100, 2000), "AlexNet": (1, 100), "VGG11": (1, 100),
-             "ResNet18": (1, 100)}  # fmt: skip
-PANELS = {"ipc": (1, 5, 10, 20, 50), "width": (32, 64, 128), "classes": (2, 5, 10, 20), "side": (28, 32)}
+CPU_SIZES = {
+    "ConvNet": (5, 500),
+    "MLP": (100, 2000),
+    "LeNet": (100, 2000),
+    "AlexNet": (1, 100),
+    "VGG11": (1, 100),
+    "ResNet18": (1, 100),
+}
+PANELS = {
+    "ipc": (1, 5, 10, 20, 50),
+    "width": (32, 64, 128),
+    "classes": (2, 5, 10, 20),
+    "side": (28, 32),
+}
 FULL = {
-    "net": "ConvNet", "width": 128, "classes": 10, "side": 32, "ipc": 10, "batch_real": 256, "stock": 5000, "nets": 1,
-    "outer": 1, "inner": 1, "epochs": 1, "test": 1, "warmup": 1, "times": 1,
-}  # fmt: skip
+    "net": "ConvNet",
+    "width": 128,
+    "classes": 10,
+    "side": 32,
+    "ipc": 10,
+    "batch_real": 256,
+    "stock": 5000,
+    "nets": 1,
+    "outer": 1,
+    "inner": 1,
+    "epochs": 1,
+    "test": 1,
+    "warmup": 1,
+    "times": 1,
+}
 TINY = {"width": 32, "batch_real": 4, "stock": 16}
 
 
@@ -54,18 +77,28 @@ def cases(device, tiny=False):
     slow = {"warmup": 1, "times": 1} if cpu else quick
     found = {"ceilings": base | {"kind": "ceilings", "sides": ours, "times": 3}}
     size = (2048, 256) if cpu else (8192, 2048)
-    found["ceilings"] |= dict(zip(("matmul", "conv_images"), (128, 4) if tiny else size, strict=True))
+    found["ceilings"] |= dict(
+        zip(("matmul", "conv_images"), (128, 4) if tiny else size, strict=True)
+    )
     for ipc in (1, 10, 50):
         plain = ["plain"] if ipc == 10 or not cpu else []
-        found[f"step-ipc{ipc}"] = base | slow | {"kind": "step", "ipc": ipc, "sides": [*ours, *plain]}
+        found[f"step-ipc{ipc}"] = (
+            base | slow | {"kind": "step", "ipc": ipc, "sides": [*ours, *plain]}
+        )
     for ipc in (10, 50):
         found[f"epoch-ipc{ipc}"] = base | quick | {"kind": "epoch", "ipc": ipc, "sides": ours}
     for ipc, outer, inner in ((1, 1, 1), (10, 10, 50)):
         sizes = {"ipc": ipc, "outer": outer, "inner": inner}
         if cpu:
-            sizes |= {"outer": min(outer, 2), "inner": min(inner, 5), "batch_real": min(64, base["batch_real"])}
+            sizes |= {
+                "outer": min(outer, 2),
+                "inner": min(inner, 5),
+                "batch_real": min(64, base["batch_real"]),
+            }
         few = slow if ipc == 1 or cpu else {"warmup": 2, "times": 1}  # seconds each
-        found[f"iteration-ipc{ipc}"] = base | few | {"kind": "iteration", "sides": ours, "note": shortened(sizes)} | sizes
+        found[f"iteration-ipc{ipc}"] = (
+            base | few | {"kind": "iteration", "sides": ours, "note": shortened(sizes)} | sizes
+        )
     for net in NETS:
         sizes = {"net": net, "nets": 10, "epochs": 301, "test": 10000}
         if cpu or tiny:
@@ -75,7 +108,12 @@ def cases(device, tiny=False):
         found[f"evaluation-{net}"] = base | about | sizes
     some = {"batch_real": min(32, base["batch_real"])} if cpu else {}
     panels = {name: values[:2] for name, values in PANELS.items()} if tiny else PANELS
-    found["scaling"] = base | slow | {"kind": "scaling", "sides": ["float32"], "panels": panels, "note": shortened(some)} | some
+    found["scaling"] = (
+        base
+        | slow
+        | {"kind": "scaling", "sides": ["float32"], "panels": panels, "note": shortened(some)}
+        | some
+    )
     for case in found.values():
         if tiny and case["kind"] != "iteration":  # the loops are those of an ipc
             case["ipc"] = min(2, case["ipc"])
@@ -84,29 +122,79 @@ def cases(device, tiny=False):
 
 def shortened(sizes):
     """In words, what of the whole work is done; "" if all."""
-    whole = {"batch_real": (256, "real images per class"), "epochs": (301, "epochs"), "nets": (10, "nets"),
-             "test": (10000, "test images")}  # fmt: skip
+    whole = {
+        "batch_real": (256, "real images per class"),
+        "epochs": (301, "epochs"),
+        "nets": (10, "nets"),
+        "test": (10000, "test images"),
+    }
     if sizes.get("ipc") == 10:
         whole |= {"outer": (10, "outer steps"), "inner": (50, "inner epochs")}
-    return ", ".join(f"{sizes[k]} of {n} {words}" for k, (n, words) in whole.items() if k in sizes and sizes[k] < n)
+    return ", ".join(
+        f"{sizes[k]} of {n} {words}"
+        for k, (n, words) in whole.items()
+        if k in sizes and sizes[k] < n
+    )
 
 
 def parse_arguments(words=None):
     parser = argparse.ArgumentParser(
-        prog="python benchmarks/bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python benchmarks/bench.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--reference", metavar="DIR", help="a checkout of VICO-UoE/DatasetCondensation to measure beside")
-    parser.add_argument("--only", default="", metavar="NAME,...", help="these measurements (* allowed); nothing is written")
-    parser.add_argument("--repeats", type=int, default=5, help="repetitions of slow measurements; quick ones: 3 times as many")
-    parser.add_argument("--minutes", type=float, default=0, help="start no measurement after so many minutes (0: no limit)")
-    parser.add_argument("--end-to-end", action="store_true", help="also time `python -m ddlib --profile quick`, once")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all? Nothing is written")
-    parser.add_argument("--json", metavar="FILE", help="instead of benchmarks/results/<device>.json; the report lies beside it")
-    parser.add_argument("--report", action=argparse.BooleanOptionalAction, default=True, help="render RESULTS.md, scaling.png")
-    parser.add_argument("--one", metavar="NAME", help="one measurement in this process; prints JSON")
-    parser.add_argument("--side", default="float32", help="for --one: float32, tf32, bfloat16, plain or reference")
-    parser.add_argument("--turns", action="store_true", help=argparse.SUPPRESS)  # wait for a line before each repetition
+    parser.add_argument(
+        "--reference",
+        metavar="DIR",
+        help="a checkout of VICO-UoE/DatasetCondensation to measure beside",
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="NAME,...",
+        help="these measurements (* allowed); nothing is written",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        help="repetitions of slow measurements; quick ones: 3 times as many",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0,
+        help="start no measurement after so many minutes (0: no limit)",
+    )
+    parser.add_argument(
+        "--end-to-end",
+        action="store_true",
+        help="also time `python -m ddlib --profile quick`, once",
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny sizes: does it run at all? Nothing is written"
+    )
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="instead of benchmarks/results/<device>.json; the report lies beside it",
+    )
+    parser.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="render RESULTS.md, scaling.png",
+    )
+    parser.add_argument(
+        "--one", metavar="NAME", help="one measurement in this process; prints JSON"
+    )
+    parser.add_argument(
+        "--side", default="float32", help="for --one: float32, tf32, bfloat16, plain or reference"
+    )
+    parser.add_argument(
+        "--turns", action="store_true", help=argparse.SUPPRESS
+    )  # wait for a line before each repetition
     return parser.parse_args(words)
 
 
@@ -130,7 +218,11 @@ def main(words=None):
 def one(arguments, device):
     """The records of one measurement on one side, in this process."""
     found = cases(device, arguments.tiny)
-    case, side, repeats = found[check_choice("measurement", arguments.one, found)], arguments.side, arguments.repeats
+    case, side, repeats = (
+        found[check_choice("measurement", arguments.one, found)],
+        arguments.side,
+        arguments.repeats,
+    )
     answer, turn, driver = sys.stdout, None, None
     if case["kind"] == "ceilings":
         return measures.ceilings(case, device, repeats)
@@ -158,9 +250,19 @@ def scaling(case, device, repeats):
     rows = []
     for panel, values in case["panels"].items():
         for value in values:
-            record = measures.measure(case | {"kind": "step", panel: value}, "float32", device, repeats)
+            record = measures.measure(
+                case | {"kind": "step", panel: value}, "float32", device, repeats
+            )
             del record["peak_mb"]  # the process is not fresh
-            rows.append({"kind": "scaling", "panel": panel, "x": value, "batch_real": case["batch_real"], **record})
+            rows.append(
+                {
+                    "kind": "scaling",
+                    "panel": panel,
+                    "x": value,
+                    "batch_real": case["batch_real"],
+                    **record,
+                }
+            )
     return rows
 
 
@@ -173,10 +275,17 @@ def everything(arguments, device):
         "environment": environment(device) | machine(device),
         "settings": {"repeats": arguments.repeats, "tiny": arguments.tiny},
         "reference": reference.fingerprint(arguments.reference) if arguments.reference else "",
-        "cases": {name: found[name] for name in chosen}, "records": [], "skipped": [], "failed": {}, "end_to_end": None,
+        "cases": {name: found[name] for name in chosen},
+        "records": [],
+        "skipped": [],
+        "failed": {},
+        "end_to_end": None,
         "minutes": 0,
-    }  # fmt: skip
-    print(f"{result['environment']['device']}, torch {result['environment']['torch']}; median [min, max]", flush=True)
+    }
+    print(
+        f"{result['environment']['device']}, torch {result['environment']['torch']}; median [min, max]",
+        flush=True,
+    )
     for name in chosen:
         if arguments.minutes and time.monotonic() - started > 60 * arguments.minutes:
             result["skipped"].append(name)
@@ -211,12 +320,18 @@ def choose(only, found):
     for pattern in only.split(","):
         if not fnmatch.filter(found, pattern):
             check_choice("measurement", pattern, found)
-    return [name for name in found if any(fnmatch.fnmatch(name, pattern) for pattern in only.split(","))]
+    return [
+        name for name in found if any(fnmatch.fnmatch(name, pattern) for pattern in only.split(","))
+    ]
 
 
 def machine(device):
     """What else decides a speed."""
-    about = {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "system": platform.platform()}
+    about = {
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+    }
     if device == "cuda":
         about |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     return about
@@ -230,13 +345,33 @@ class Child:
     """A process that measures one side of a case, and waits for its turn before each repetition."""
 
     def __init__(self, name, side, arguments, device):
-        words = [sys.executable, __file__, "--one", name, "--side", side, "--device", device, "--turns",
-                 "--repeats", str(arguments.repeats)]  # fmt: skip
-        words += ["--tiny"] * arguments.tiny + (["--reference", arguments.reference] if arguments.reference else [])
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}  # the reference takes a GPU if it sees one
+        words = [
+            sys.executable,
+            __file__,
+            "--one",
+            name,
+            "--side",
+            side,
+            "--device",
+            device,
+            "--turns",
+            "--repeats",
+            str(arguments.repeats),
+        ]
+        words += ["--tiny"] * arguments.tiny + (
+            ["--reference", arguments.reference] if arguments.reference else []
+        )
+        hidden = (
+            {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+        )  # the reference takes a GPU if it sees one
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=os.environ | hidden
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env=os.environ | hidden,
         )
 
     def advance(self):
@@ -246,7 +381,9 @@ class Child:
             return None
         if self.process.wait() or not line:
             self.errors.seek(0)
-            last = self.errors.read().strip().splitlines()[-1:] or [f"exit status {self.process.returncode}"]
+            last = self.errors.read().strip().splitlines()[-1:] or [
+                f"exit status {self.process.returncode}"
+            ]
             raise MeasurementError(last[0].removeprefix("error: "))
         return json.loads(line)
 
@@ -266,7 +403,11 @@ class Child:
 def take_turns(name, case, arguments, device):
     """The records of all sides of a case: one process each, started one after the other, then one repetition each in turn."""
     alone = case["kind"] in ("ceilings", "scaling")
-    sides = case["sides"][:1] if alone else [*case["sides"], *(["reference"] if arguments.reference else [])]
+    sides = (
+        case["sides"][:1]
+        if alone
+        else [*case["sides"], *(["reference"] if arguments.reference else [])]
+    )
     children, results = [], {}
     try:
         for side in sides:
@@ -284,7 +425,17 @@ def take_turns(name, case, arguments, device):
 def end_to_end(device):
     """Seconds of the whole quick profile, notebooks and all, run once in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "ddlib", "--profile", "quick", "--device", device, "--out", folder]
+        words = [
+            sys.executable,
+            "-m",
+            "ddlib",
+            "--profile",
+            "quick",
+            "--device",
+            device,
+            "--out",
+            folder,
+        ]
         started = time.perf_counter()
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         seconds = time.perf_counter() - started

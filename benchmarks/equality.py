@@ -23,7 +23,10 @@ PATHS = {
     "fast, float32": {"slice_size": 16, "precision": "float32"},
     "fast, bfloat16": {"slice_size": 16, "precision": "bfloat16"},
 }
-LOOPS = {1: {}, 5: {"outer": 3, "inner": 10, "iterations": 30, "snapshots": (30,)}}  # ipc -> settings of its loops
+LOOPS = {
+    1: {},
+    5: {"outer": 3, "inner": 10, "iterations": 30, "snapshots": (30,)},
+}  # ipc -> settings of its loops
 RESULTS = ROOT / "benchmarks" / "results" / "equality.csv"
 
 
@@ -31,7 +34,9 @@ def measure(seeds, nets):
     """Rows of ConvNets trained on every set: `ddlib.results.COLUMNS` and `path`."""
     study, frames, own = ddlib.Study("quick", progress=False), [], POOLINGS["average"]
     evaluation = study.profile.eval_config()
-    for (ipc, loops), (path, settings), seed in itertools.product(LOOPS.items(), PATHS.items(), seeds):
+    for (ipc, loops), (path, settings), seed in itertools.product(
+        LOOPS.items(), PATHS.items(), seeds
+    ):
         config = study.profile.distill_config("main_plus_similar", seed, ipc, **loops, **settings)
         POOLINGS["average"] = (lambda: nn.AvgPool2d(2)) if path == "plain" else own
         synset = ddlib.distill(config, study.data)
@@ -46,16 +51,29 @@ def summary(rows):
     lines = []
     for (ipc, path), group in rows.groupby(["ipc", "path"], sort=False):
         own, against = ddlib.interval(group), rows[(rows["path"] == "plain") & (rows["ipc"] == ipc)]
-        line = {"ipc": ipc, "path": path, "accuracy": own["mean"], "low": own["low"], "high": own["high"], "n": own["n"]}
+        line = {
+            "ipc": ipc,
+            "path": path,
+            "accuracy": own["mean"],
+            "low": own["low"],
+            "high": own["high"],
+            "n": own["n"],
+        }
         if path != "plain":
             pair = ddlib.paired_difference(group, against).iloc[0]
-            line |= {"difference": pair["mean"], "difference low": pair["low"], "difference high": pair["high"]}
+            line |= {
+                "difference": pair["mean"],
+                "difference low": pair["low"],
+                "difference high": pair["high"],
+            }
         lines.append(line)
     return pd.DataFrame(lines)
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(prog="python benchmarks/equality.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/equality.py", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--seeds", type=int, default=4, help="distillations per path (default: 4)")
     parser.add_argument("--nets", type=int, default=3, help="ConvNets per set (default: 3)")
     arguments = parser.parse_args(words)

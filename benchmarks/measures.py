@@ -34,7 +34,12 @@ class Clock:
     """
 
     def __init__(self, device, warmup, repeats, turn=None):
-        self.device, self.warmup, self.repeats, self.turn = torch.device(device), warmup, repeats, turn
+        self.device, self.warmup, self.repeats, self.turn = (
+            torch.device(device),
+            warmup,
+            repeats,
+            turn,
+        )
         self.seconds, self.done, self.peak_mb, self.started = [], -1, None, 0.0
 
     def __call__(self, *_):
@@ -81,7 +86,11 @@ def peak_memory(device, before):
 
 
 def resident_mb(field):
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
+    return (
+        int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+        * 1024
+        / 1e6
+    )
 
 
 @functools.cache
@@ -93,16 +102,23 @@ def flop_per_image(net="ConvNet", **options):
     """
     with torch.device("meta"):
         net, side = build_net(net, **options), options.get("side", 32)
-        image, label = torch.empty(1, 3, side, side, requires_grad=True), torch.zeros(1, dtype=torch.int64)
+        image, label = (
+            torch.empty(1, 3, side, side, requires_grad=True),
+            torch.zeros(1, dtype=torch.int64),
+        )
         weights = [p for p in net.parameters() if p.ndim >= 2]
 
         def pull_back():
-            gradients = torch.autograd.grad(F.cross_entropy(net(image * 1), label), weights, create_graph=True)
+            gradients = torch.autograd.grad(
+                F.cross_entropy(net(image * 1), label), weights, create_graph=True
+            )
             torch.autograd.grad(sum((g * torch.empty_like(g)).sum() for g in gradients), image)
 
         works = {
             "forward": lambda: net(image.detach()),
-            "train": lambda: torch.autograd.grad(F.cross_entropy(net(image.detach()), label), weights),
+            "train": lambda: torch.autograd.grad(
+                F.cross_entropy(net(image.detach()), label), weights
+            ),
             "match": pull_back,
         }
         counts = {}
@@ -121,8 +137,10 @@ def flop(case):
     return {
         "step": step,
         "epoch": synthetic * each["train"],
-        "iteration": case["outer"] * step + (case["outer"] - 1) * case["inner"] * synthetic * each["train"],
-        "evaluation": case["nets"] * (case["epochs"] * synthetic * each["train"] + case["test"] * each["forward"]),
+        "iteration": case["outer"] * step
+        + (case["outer"] - 1) * case["inner"] * synthetic * each["train"],
+        "evaluation": case["nets"]
+        * (case["epochs"] * synthetic * each["train"] + case["test"] * each["forward"]),
     }[case["kind"]]
 
 
@@ -141,12 +159,25 @@ def inputs(case, device):
         return images.repeat(-(-n // 100), 1, 1, 1)[: classes * n].to(device)
 
     stock, ipc = case["stock"], case["ipc"]
-    labels, syn_labels = (torch.arange(classes, device=device).repeat_interleave(n) for n in (stock, ipc))
+    labels, syn_labels = (
+        torch.arange(classes, device=device).repeat_interleave(n) for n in (stock, ipc)
+    )
     x_test = part(-(-case["test"] // classes))[: case["test"]]
     y_test = torch.arange(len(x_test), device=device) % classes
     names = tuple(f"class {c}" for c in range(classes))
     x_train = part(stock)
-    data = Data("random", names, CIFAR10_MEAN, CIFAR10_STD, x_train, labels, x_train[:0], labels[:0], x_test, y_test)
+    data = Data(
+        "random",
+        names,
+        CIFAR10_MEAN,
+        CIFAR10_STD,
+        x_train,
+        labels,
+        x_train[:0],
+        labels[:0],
+        x_test,
+        y_test,
+    )
     return data, part(ipc), syn_labels
 
 
@@ -169,7 +200,12 @@ def measure(case, side, device, repeats, turn=None, driver=None):
     more = work(case, side, *inputs(case, device), clock) or {}
     tf32 = torch.device(device).type == "cuda" and torch.backends.cudnn.allow_tf32
     precision = ("tf32" if tf32 else "float32") if side in ("plain", "reference") else side
-    about = {"side": side, "precision": precision, "threads": torch.get_num_threads(), "units": case["nets"]}
+    about = {
+        "side": side,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "units": case["nets"],
+    }
     return about | {"flop": flop(case), "peak_mb": clock.peak_mb, "seconds": clock.seconds} | more
 
 
@@ -183,7 +219,9 @@ def time_step(case, side, data, images, labels, clock):
     """One matching step: draw the real batches, match gradients for all classes, gradient of the pixels. No update."""
     net, generator = fresh_net(case, data.device), stream(0, "batch")
     index = torch.zeros(case["classes"], case["batch_real"], dtype=torch.int64, device=data.device)
-    slice_size, precision = (None, "float32") if side == "plain" else (default_slice(data.device), side)
+    slice_size, precision = (
+        (None, "float32") if side == "plain" else (default_slice(data.device), side)
+    )
 
     def match():
         matching_step(net, images, labels, data, index, slice_size, precision)
@@ -217,9 +255,15 @@ def time_evaluation(case, side, data, images, labels, clock):
     """`ddlib.evaluate` with all nets of a repetition in one call; then testing alone."""
     synset = SyntheticSet(images, labels, data.mean, data.std, data.classes, data.name)
     config = EvalConfig(epochs=case["epochs"], width=case["width"], precision=side)
-    clock.run(lambda: evaluate(synset, data, [case["net"]], "ce", case["nets"], config=config, progress=False))
+    clock.run(
+        lambda: evaluate(
+            synset, data, [case["net"]], "ce", case["nets"], config=config, progress=False
+        )
+    )
     nets = [fresh_net(case, data.device) for _ in range(case["nets"])]
-    test = Clock(data.device, 1, clock.repeats).run(lambda: measure_group(nets, data, ["test"], side))
+    test = Clock(data.device, 1, clock.repeats).run(
+        lambda: measure_group(nets, data, ["test"], side)
+    )
     return {"test_seconds": test.seconds}
 
 
@@ -242,10 +286,15 @@ def ceilings(case, device, repeats):
         w = torch.randn(128, 128, 3, 3, device=device, dtype=dtype)
         products = {
             f"matmul {size}": (lambda a=a, b=b: a @ b, 2 * size**3),
-            f"conv3x3 {images}x128x16x16": (lambda x=x, w=w: F.conv2d(x, w, padding=1), 2 * 9 * 128 * 128 * 16 * 16 * images),
+            f"conv3x3 {images}x128x16x16": (
+                lambda x=x, w=w: F.conv2d(x, w, padding=1),
+                2 * 9 * 128 * 128 * 16 * 16 * images,
+            ),
         }
         for name, (work, count) in products.items():
             with torch.no_grad():
                 clock = Clock(device, 3, repeats * case["times"]).run(work)
-            rows.append({"work": name, "precision": precision, "flop": count, "seconds": clock.seconds})
+            rows.append(
+                {"work": name, "precision": precision, "flop": count, "seconds": clock.seconds}
+            )
     return rows

@@ -25,8 +25,12 @@ def fingerprint(folder):
     """What tells one version of the checkout from another; `DDError` if `folder` is no such checkout."""
     missing = [name for name in FILES if not (Path(folder) / name).is_file()]
     if missing:
-        raise DDError(f"--reference {folder} has no {missing[0]}; needed: a checkout of VICO-UoE/DatasetCondensation")
-    return hashlib.sha256(b"".join((Path(folder) / name).read_bytes() for name in FILES)).hexdigest()[:10]
+        raise DDError(
+            f"--reference {folder} has no {missing[0]}; needed: a checkout of VICO-UoE/DatasetCondensation"
+        )
+    return hashlib.sha256(
+        b"".join((Path(folder) / name).read_bytes() for name in FILES)
+    ).hexdigest()[:10]
 
 
 def load(folder):
@@ -44,15 +48,22 @@ def load(folder):
 def settings(case, device):
     """Its command-line settings that its functions look at. Its evaluator trains one epoch more than `epoch_eval_train`."""
     return types.SimpleNamespace(
-        device=str(device), dis_metric="ours", dsa=False, dc_aug_param=None, lr_net=0.01, batch_train=256,
+        device=str(device),
+        dis_metric="ours",
+        dsa=False,
+        dc_aug_param=None,
+        lr_net=0.01,
+        batch_train=256,
         epoch_eval_train=case["epochs"] - 1,
-    )  # fmt: skip
+    )
 
 
 def get_net(case, name=None):
     name = name or case["net"]
     side = (case["side"], case["side"])
-    return reference.get_network(f"ConvNetW{case['width']}" if name == "ConvNet" else name, 3, case["classes"], side)
+    return reference.get_network(
+        f"ConvNetW{case['width']}" if name == "ConvNet" else name, 3, case["classes"], side
+    )
 
 
 class Matching:
@@ -68,7 +79,9 @@ class Matching:
 
     def gradient(self, net, images, c, **graph):
         labels = torch.full((len(images),), c, dtype=torch.int64, device=images.device)
-        return torch.autograd.grad(self.criterion(net(images), labels), list(net.parameters()), **graph)
+        return torch.autograd.grad(
+            self.criterion(net(images), labels), list(net.parameters()), **graph
+        )
 
     def step(self, net):
         """Its matching step: the loss of all classes is summed first, then one backward pass. Returns the loss."""
@@ -76,7 +89,9 @@ class Matching:
         for c, own in enumerate(self.images.split(self.case["ipc"])):
             rows = np.random.permutation(self.rows[c])[: self.case["batch_real"]]  # noqa: NPY002
             real = [g.detach().clone() for g in self.gradient(net, self.data.x_train[rows], c)]
-            loss = loss + reference.match_loss(self.gradient(net, own, c, create_graph=True), real, self.args)
+            loss = loss + reference.match_loss(
+                self.gradient(net, own, c, create_graph=True), real, self.args
+            )
         self.optimizer.zero_grad()
         loss.backward()
         return loss
@@ -90,7 +105,9 @@ class Matching:
 
 
 def loader(images, labels, shuffle):
-    return torch.utils.data.DataLoader(reference.TensorDataset(images, labels), batch_size=256, shuffle=shuffle, num_workers=0)
+    return torch.utils.data.DataLoader(
+        reference.TensorDataset(images, labels), batch_size=256, shuffle=shuffle, num_workers=0
+    )
 
 
 def time_step(case, side, data, images, labels, clock):
@@ -130,12 +147,17 @@ def time_iteration(case, side, data, images, labels, clock):
 
 def time_evaluation(case, side, data, images, labels, clock):
     """Its evaluator, one net per repetition; then testing alone. Test images come from memory: no decoding, as for ddlib."""
-    args, batches = settings(case, data.device), loader(data.x_test.cpu(), data.y_test.cpu(), shuffle=False)
+    args, batches = (
+        settings(case, data.device),
+        loader(data.x_test.cpu(), data.y_test.cpu(), shuffle=False),
+    )
     args.dc_aug_param = reference.get_daparam("CIFAR10", "ConvNet", case["net"], case["ipc"])
     criterion = nn.CrossEntropyLoss()
 
     def evaluate():
-        reference.evaluate_synset(0, get_net(case), copy.deepcopy(images), copy.deepcopy(labels), batches, args)
+        reference.evaluate_synset(
+            0, get_net(case), copy.deepcopy(images), copy.deepcopy(labels), batches, args
+        )
 
     clock.run(evaluate)
     net = get_net(case)
@@ -144,4 +166,9 @@ def time_evaluation(case, side, data, images, labels, clock):
     return {"test_seconds": test.seconds}
 
 
-WORKS = {"step": time_step, "epoch": time_epoch, "iteration": time_iteration, "evaluation": time_evaluation}
+WORKS = {
+    "step": time_step,
+    "epoch": time_epoch,
+    "iteration": time_iteration,
+    "evaluation": time_evaluation,
+}

@@ -12,8 +12,18 @@ from ddlib.store import ROOT, write_atomic
 FOLDER = ROOT / "benchmarks"
 RESULTS = FOLDER / "results"
 SIDES = {"plain": "ddlib, no speed-ups", "reference": "reference"}
-LABELS = {"ipc": "images per class", "width": "ConvNet width", "classes": "classes", "side": "image side (pixels)"}
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's palette, safe for colour-blind readers
+LABELS = {
+    "ipc": "images per class",
+    "width": "ConvNet width",
+    "classes": "classes",
+    "side": "image side (pixels)",
+}
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+)  # Okabe and Ito's palette, safe for colour-blind readers
 INTRO = """# Benchmarks
 
 Rendered by `python benchmarks/bench.py` from the files in `benchmarks/results`; no number is typed by hand.
@@ -60,18 +70,32 @@ def read(files):
 def shown(runs):
     """README's table: where the reference was measured too, median times (of a net), ratio, and a step's peak memory."""
     sides = "float32", "bfloat16", "reference"
-    rows = [("on", "work", "ddlib float32", "ddlib bfloat16", "reference", "times as fast", "peak memory")]
+    rows = [
+        (
+            "on",
+            "work",
+            "ddlib float32",
+            "ddlib bfloat16",
+            "reference",
+            "times as fast",
+            "peak memory",
+        )
+    ]
     for run in (run for run in runs if run["reference"]):
         device = run["environment"]["device"]
         for name, case in run["cases"].items():
-            own = {row["side"]: row for row in run["records"] if row["case"] == name and "side" in row}
+            own = {
+                row["side"]: row for row in run["records"] if row["case"] == name and "side" in row
+            }
             if case["kind"] == "iteration" or not {"reference", "float32"} <= set(own):
                 continue
             seconds = {side: median(row["seconds"]) / row["units"] for side, row in own.items()}
             memory = ", ".join(f"{own[side]['peak_mb']:.0f}" for side in sides[:2] if side in own)
             memory += f" of {own['reference']['peak_mb']:.0f} MB"
             work = name.replace("-", " ", 1) + (" (shortened)" if case.get("note") else "")
-            rows.append((device, work, *compared(seconds, sides), memory if case["kind"] == "step" else ""))
+            rows.append(
+                (device, work, *compared(seconds, sides), memory if case["kind"] == "step" else "")
+            )
         seconds = whole_evaluations(run)
         if {"reference", "float32"} <= set(seconds):
             work = f"evaluation, all {len(NETS)}: 301 epochs, 10,000 test images (added up)"
@@ -82,7 +106,9 @@ def shown(runs):
 def compared(seconds, sides):
     """The cells of README's table: seconds of each side, and how many times as fast as the last one the others are."""
     *ours, reference = sides
-    ratios = ", ".join(f"{seconds[reference] / seconds[side]:.2f}" for side in ours if side in seconds)
+    ratios = ", ".join(
+        f"{seconds[reference] / seconds[side]:.2f}" for side in ours if side in seconds
+    )
     return *(duration(seconds[side]) if side in seconds else "" for side in sides), ratios
 
 
@@ -90,7 +116,9 @@ def update_readme(runs, readme=ROOT / "README.md"):
     """Put `shown` into README.md between its markers; returns its path."""
     head, _, rest = readme.read_text().partition("<!-- speed -->\n")
     return write_atomic(
-        readme, f"{head}<!-- speed -->\n{shown(runs)}<!-- end speed -->" + rest.partition("<!-- end speed -->")[2]
+        readme,
+        f"{head}<!-- speed -->\n{shown(runs)}<!-- end speed -->"
+        + rest.partition("<!-- end speed -->")[2],
     )
 
 
@@ -110,7 +138,10 @@ def accuracy(file=RESULTS / "equality.csv"):
     import pandas as pd
 
     rows = equality.summary(pd.read_csv(file))
-    cells = ([f"{v:.2f}" if isinstance(v, float) else str(v) for v in row] for row in rows.to_numpy(object))
+    cells = (
+        [f"{v:.2f}" if isinstance(v, float) else str(v) for v in row]
+        for row in rows.to_numpy(object)
+    )
     yield "## Do the fast paths change the result?\n"
     yield "Test accuracy (%) with 95% intervals, and paired differences to the plain path (`python benchmarks/equality.py`).\n"
     yield from table(list(rows), ([cell.replace("nan", "") for cell in row] for row in cells))
@@ -119,29 +150,67 @@ def accuracy(file=RESULTS / "equality.csv"):
 def section(run):
     """One device: hardware and versions, ceilings, measurements, evaluations, and what was shortened, skipped or failed."""
     environment = run["environment"]
-    about = ", ".join(f"{name} {value}" for name, value in environment.items() if name != "device" and value != "")
-    parts = [f"## {environment['device']}\n", f"{run['date'][:10]}; {about}; {run['minutes']} minutes in all."]
+    about = ", ".join(
+        f"{name} {value}" for name, value in environment.items() if name != "device" and value != ""
+    )
+    parts = [
+        f"## {environment['device']}\n",
+        f"{run['date'][:10]}; {about}; {run['minutes']} minutes in all.",
+    ]
     if run["reference"]:
         parts[-1] += f" Reference: hash {run['reference']} of its `utils.py` and `networks.py`."
     parts.append("")
     if of_kind(run, "ceilings"):
-        parts += ["### Ceilings\n", *table(("product", "precision", "n", "time", "GFLOP/s"), map(ceiling_row, ceilings(run)))]
-    timed = [row for kind in ("step", "epoch", "iteration", "evaluation") for row in of_kind(run, kind)]
+        parts += [
+            "### Ceilings\n",
+            *table(
+                ("product", "precision", "n", "time", "GFLOP/s"), map(ceiling_row, ceilings(run))
+            ),
+        ]
+    timed = [
+        row for kind in ("step", "epoch", "iteration", "evaluation") for row in of_kind(run, kind)
+    ]
     if timed:
-        head = ("measurement", "side", "precision", "n", "time", "GFLOP/s", "of peak", "peak MB", "ratio")
+        head = (
+            "measurement",
+            "side",
+            "precision",
+            "n",
+            "time",
+            "GFLOP/s",
+            "of peak",
+            "peak MB",
+            "ratio",
+        )
         parts += ["### Time, speed, memory\n", *table(head, (timed_row(run, row) for row in timed))]
     tests = of_kind(run, "evaluation")
     if tests:
-        head = ("net", "side", "precision", "s per net and epoch", "s per 1000 test images", "s per net, 301 epochs + 10,000")
-        parts += ["### Evaluation, per net\n", *table(head, (evaluation_row(run, row) for row in tests))]
-        parts += ["The last column is the other two added up, not a measurement, wherever the first table says *shortened*.\n"]
-    notes = [f"- `{name}`: {case['note']}" for name, case in run["cases"].items() if case.get("note")]
+        head = (
+            "net",
+            "side",
+            "precision",
+            "s per net and epoch",
+            "s per 1000 test images",
+            "s per net, 301 epochs + 10,000",
+        )
+        parts += [
+            "### Evaluation, per net\n",
+            *table(head, (evaluation_row(run, row) for row in tests)),
+        ]
+        parts += [
+            "The last column is the other two added up, not a measurement, wherever the first table says *shortened*.\n"
+        ]
+    notes = [
+        f"- `{name}`: {case['note']}" for name, case in run["cases"].items() if case.get("note")
+    ]
     notes += [f"- `{name}`: skipped, time was up" for name in run["skipped"]]
     notes += [f"- `{name}`: failed: {message}" for name, message in run["failed"].items()]
     if notes:
         parts += ["Shortened or missing here:\n", *notes, ""]
     if run["end_to_end"]:
-        parts.append(f"`python -m ddlib --profile quick`, once: {run['end_to_end']['seconds']:.0f} s.\n")
+        parts.append(
+            f"`python -m ddlib --profile quick`, once: {run['end_to_end']['seconds']:.0f} s.\n"
+        )
     return "\n".join(parts)
 
 
@@ -160,7 +229,13 @@ def ceilings(run):
 
 
 def ceiling_row(row):
-    return row["work"], row["precision"], str(len(row["seconds"])), times(row["seconds"]), speed(row)
+    return (
+        row["work"],
+        row["precision"],
+        str(len(row["seconds"])),
+        times(row["seconds"]),
+        speed(row),
+    )
 
 
 def timed_row(run, row):
@@ -170,9 +245,16 @@ def timed_row(run, row):
     peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
     side = SIDES.get(row["side"], "ddlib") + nets
     return (
-        name, side, row["precision"], str(len(row["seconds"])), times(row["seconds"]), speed(row), share(run, row), peak,
+        name,
+        side,
+        row["precision"],
+        str(len(row["seconds"])),
+        times(row["seconds"]),
+        speed(row),
+        share(run, row),
+        peak,
         ratio(run, row),
-    )  # fmt: skip
+    )
 
 
 def evaluation_row(run, row):
@@ -184,7 +266,9 @@ def evaluation_row(run, row):
 def epoch_and_test(run, row):
     """Seconds of an evaluation per net and epoch, and per net and test image."""
     case, test = run["cases"][row["case"]], median(row["test_seconds"]) / row["units"]
-    return max(0, median(row["seconds"]) / row["units"] - test) / case["epochs"], test / case["test"]
+    return max(0, median(row["seconds"]) / row["units"] - test) / case["epochs"], test / case[
+        "test"
+    ]
 
 
 def whole_evaluations(run):
@@ -236,7 +320,9 @@ def share(run, row):
 
 def ratio(run, row):
     """The reference's median time per unit over this record's; "" where there is no reference."""
-    theirs = [r for r in run["records"] if r["case"] == row["case"] and r.get("side") == "reference"]
+    theirs = [
+        r for r in run["records"] if r["case"] == row["case"] and r.get("side") == "reference"
+    ]
     if not theirs:
         return ""
     return f"{median(theirs[0]['seconds']) / theirs[0]['units'] / (median(row['seconds']) / row['units']):.2f}"
@@ -274,10 +360,14 @@ def draw_scaling(runs):
         for axis, panel in zip(axes, LABELS, strict=True):
             own = [row for row in rows if row["panel"] == panel]
             middle = [median(row["seconds"]) for row in own]
-            errors = [[m - min(r["seconds"]) for r, m in zip(own, middle, strict=True)],
-                      [max(r["seconds"]) - m for r, m in zip(own, middle, strict=True)]]  # fmt: skip
+            errors = [
+                [m - min(r["seconds"]) for r, m in zip(own, middle, strict=True)],
+                [max(r["seconds"]) - m for r, m in zip(own, middle, strict=True)],
+            ]
             x = [row["x"] for row in own]
-            axis.errorbar(x, middle, yerr=errors, fmt="o-", ms=4, capsize=2, color=colour, label=label)
+            axis.errorbar(
+                x, middle, yerr=errors, fmt="o-", ms=4, capsize=2, color=colour, label=label
+            )
             counts |= {len(row["seconds"]) for row in own}
             axis.set(xlabel=LABELS[panel], xscale="log", yscale="log")
             axis.set_xticks(x, x)
@@ -289,8 +379,11 @@ def draw_scaling(runs):
     axes[0].set_ylabel("seconds per matching step")
     figure.suptitle(
         f"One matching step, ConvNet-D3, float32; one size varies, else ipc 10, width 128, 10 classes, side 32\n"
-        f"(median of n = {' or '.join(map(str, sorted(counts)))}; bars: min to max)", fontsize=10, x=0.01, ha="left",
-    )  # fmt: skip
+        f"(median of n = {' or '.join(map(str, sorted(counts)))}; bars: min to max)",
+        fontsize=10,
+        x=0.01,
+        ha="left",
+    )
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", frameon=False, fontsize=9)
     return figure

@@ -55,4 +55,4 @@ __all__ = [
     "random_real",
     "read_rows",
     "summarise",
-]  # fmt: skip
+]

@@ -21,12 +21,24 @@ NOTEBOOKS = ("01_distill", "02_pool_ablation", "03_kd_eval", "04_tables", "05_au
 
 def parse_arguments(words=None):
     parser = argparse.ArgumentParser(prog="python -m ddlib", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="quick", help=f"what to run: {', '.join(PROFILES)} (default: quick)")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override a setting of the profile")
+    parser.add_argument(
+        "--profile", default="quick", help=f"what to run: {', '.join(PROFILES)} (default: quick)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override a setting of the profile",
+    )
     parser.add_argument("--out", default=None, help="where to write (default: this repository)")
-    parser.add_argument("--resume", action="store_true", help="go on with what an earlier run has finished")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what an earlier run has finished"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--data-root", default=None, help="where CIFAR-10 lies or is downloaded to (default: data/)")
+    parser.add_argument(
+        "--data-root", default=None, help="where CIFAR-10 lies or is downloaded to (default: data/)"
+    )
     return parser.parse_args(words)
 
 
@@ -41,7 +53,9 @@ def main(words=None):
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; nothing is lost. The same command with --resume goes on from here (make reproduce does).")
+        print(
+            "\nstopped; nothing is lost. The same command with --resume goes on from here (make reproduce does)."
+        )
         return 130
     return 0
 
@@ -54,11 +68,15 @@ def run(arguments):
     """Check everything that can be checked beforehand, run the notebooks, say what came out."""
     settings = parse_settings(arguments.set)
     if "dataset" in settings and Path(str(settings["dataset"])).exists():
-        settings["dataset"] = str(Path(settings["dataset"]).resolve())  # notebooks run in another folder
+        settings["dataset"] = str(
+            Path(settings["dataset"]).resolve()
+        )  # notebooks run in another folder
     get_profile(arguments.profile, settings)
     study = Study(arguments.profile, settings, arguments.out, arguments.device, arguments.data_root)
     if study.runs.exists() and not arguments.resume:
-        raise DDError(f"{study.runs} holds an earlier run; --resume goes on with it, --out DIR writes elsewhere")
+        raise DDError(
+            f"{study.runs} holds an earlier run; --resume goes on with it, --out DIR writes elsewhere"
+        )
     print(study, flush=True)  # loads the data: a missing data set is found out here
     parameters = {
         "profile": arguments.profile,
@@ -84,7 +102,9 @@ def check_parameters(notebooks, parameters):
         known = papermill.inspect_notebook(str(notebook))
         for name in parameters:
             if name not in known:
-                raise DDError(f"{notebook.name} has no parameter {name!r}; valid: {', '.join(known)}")
+                raise DDError(
+                    f"{notebook.name} has no parameter {name!r}; valid: {', '.join(known)}"
+                )
 
 
 def execute(notebook, target, parameters):
@@ -92,18 +112,29 @@ def execute(notebook, target, parameters):
     import papermill
 
     os.environ.pop("JUPYTER_PATH", None)
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, whatever else the user has installed
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = (
+        "1"  # the kernel of this environment, whatever else the user has installed
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     with shown_progress(target.parent / ".progress"):
         try:
             papermill.execute_notebook(
-                str(notebook), str(target), parameters, kernel_name="python3", progress_bar=False, cwd=str(ROOT),
-                extra_arguments=["--log-level=CRITICAL"],  # to the kernel: a stopped one need not say so at length
-            )  # fmt: skip
+                str(notebook),
+                str(target),
+                parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=str(ROOT),
+                extra_arguments=[
+                    "--log-level=CRITICAL"
+                ],  # to the kernel: a stopped one need not say so at length
+            )
         except papermill.PapermillExecutionError as error:
             if error.ename == "DDError":
                 raise DDError(error.evalue) from error
-            raise NotebookError(f"{target} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}") from error
+            raise NotebookError(
+                f"{target} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}"
+            ) from error
     return target
 
 
@@ -126,7 +157,9 @@ class shown_progress:
                 if text and sys.stderr.isatty():
                     sys.stderr.write(text)
                 elif text:  # a log: one line now and then instead of a bar redrawn in place
-                    sys.stderr.write(text.replace("\r", "\n").strip().rsplit("\n", 1)[-1].rstrip() + "\n")
+                    sys.stderr.write(
+                        text.replace("\r", "\n").strip().rsplit("\n", 1)[-1].rstrip() + "\n"
+                    )
                 sys.stderr.flush()
                 self.done.wait(0.5 if sys.stderr.isatty() else 15)
 
@@ -144,7 +177,10 @@ def report(study, executed, seconds):
     print(f"\n{table.read_text()}")
     groups = {
         "executed notebooks": executed,
-        "results": [out / "paper" / "results" / f"{name}.csv", *sorted((out / "paper" / "tables").glob(f"{name}-*"))],
+        "results": [
+            out / "paper" / "results" / f"{name}.csv",
+            *sorted((out / "paper" / "tables").glob(f"{name}-*")),
+        ],
         "figures": sorted(study.figures.glob("*.png")),
     }
     for title, paths in groups.items():

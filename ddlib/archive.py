@@ -15,7 +15,11 @@ ROWS = "rows.csv"
 
 def pack(folder, archives, since):
     """Zip the files of `folder` that changed after `since` (seconds since 1970) into `archives`; returns the paths."""
-    changed = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name[0] != "." and p.stat().st_mtime >= since]
+    changed = [
+        p
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name[0] != "." and p.stat().st_mtime >= since
+    ]
     if not changed:
         return []
     archives.mkdir(parents=True, exist_ok=True)

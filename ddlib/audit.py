@@ -13,13 +13,31 @@ import pandas as pd
 
 from .config import DistillConfig, EvalConfig
 from .rng import stream
-from .selection import at_chosen_tau, at_default_tau, chosen_taus, comparable, printed_pool, released_pool
+from .selection import (
+    at_chosen_tau,
+    at_default_tau,
+    chosen_taus,
+    comparable,
+    printed_pool,
+    released_pool,
+)
 from .stats import UNIT, WITHIN, interval, paired_difference, summarise
 from .tables import NETS, REFERENCE, read_published
 
 COLUMNS = (
-    "point", "question", "comparison", "net", "ipc", "iteration", "effect", "low", "high", "n", "published", "verdict"
-)  # fmt: skip
+    "point",
+    "question",
+    "comparison",
+    "net",
+    "ipc",
+    "iteration",
+    "effect",
+    "low",
+    "high",
+    "n",
+    "published",
+    "verdict",
+)
 SUPPORTED, CONTRADICTED, OPEN, MISSING = "supported", "contradicted", "open", "not yet measured"
 QUESTIONS = {
     "half-ce": "Does half a cross-entropy explain what Table 4 prints without KD?",
@@ -32,7 +50,10 @@ QUESTIONS = {
 }
 ALONE = "published figures alone"
 SETS = {"main": "baseline sets", "main_plus_similar": "pool sets"}
-PRINTED = {"main": ("KD", "baseline"), "main_plus_similar": ("model pool + KD", "model pool")}  # Table 4: with, without KD
+PRINTED = {
+    "main": ("KD", "baseline"),
+    "main_plus_similar": ("model pool + KD", "model pool"),
+}  # Table 4: with, without KD
 Z = 1.96  # half of a 95% interval in standard deviations
 NETS_PUBLISHED = 10  # nets behind each published mean
 FEWEST = 4  # pairs; an interval of fewer decides nothing
@@ -50,7 +71,9 @@ class View:
     ipcs: tuple
     iterations: tuple
     nets: tuple
-    cells: list = field(default_factory=list)  # (ipc, iteration): measured, or the first that is expected
+    cells: list = field(
+        default_factory=list
+    )  # (ipc, iteration): measured, or the first that is expected
 
 
 def scope(profile):
@@ -65,7 +88,11 @@ def audit(rows, published=None, *, ipcs=None, iterations=None, nets=NETS):
     `nets`: what is expected (default: what the rows hold, and all six nets); it is listed as "not yet measured" if missing.
     """
     view = make_view(rows, published, ipcs, iterations, nets)
-    lines = [line for point in (half_ce, kd, released_kd, tau_on_test, repeats, spread_lines, warm_up) for line in point(view)]
+    lines = [
+        line
+        for point in (half_ce, kd, released_kd, tau_on_test, repeats, spread_lines, warm_up)
+        for line in point(view)
+    ]
     return pd.DataFrame(lines, columns=[*COLUMNS, "diverged"])
 
 
@@ -82,12 +109,21 @@ def make_view(rows, published=None, ipcs=None, iterations=None, nets=NETS):
         iterations = [k for k in there if k in set(published["iteration"])] or there[-1:] or [0]
     measured = {ipc: set(group["iteration"]) for ipc, group in distilled.groupby("ipc")}
     cells = [
-        (ipc, k) for ipc in ipcs for k in [k for k in iterations if k in measured.get(ipc, ())] or [min(iterations)]
-    ]  # fmt: skip
+        (ipc, k)
+        for ipc in ipcs
+        for k in [k for k in iterations if k in measured.get(ipc, ())] or [min(iterations)]
+    ]
     everything = comparable(at_main_prob(printed_pool(rows)))
     return View(
-        everything, printed_pool(test), released_pool(test), published, ipcs, tuple(iterations), tuple(nets), cells
-    )  # fmt: skip
+        everything,
+        printed_pool(test),
+        released_pool(test),
+        published,
+        ipcs,
+        tuple(iterations),
+        tuple(nets),
+        cells,
+    )
 
 
 def at_main_prob(rows):
@@ -99,7 +135,12 @@ def at_main_prob(rows):
 def pick(rows, ipc, iteration, pool, protocol, teacher=False):
     """Rows of one method at one ipc and iteration; `protocol` kd has a teacher anyway. Random real images: iteration 0."""
     with_teacher = (rows["teacher"] != "") if protocol != "ce" else False
-    own = (rows["ipc"] == ipc) & (rows["iteration"] == iteration) & (rows["pool"] == pool) & (rows["protocol"] == protocol)
+    own = (
+        (rows["ipc"] == ipc)
+        & (rows["iteration"] == iteration)
+        & (rows["pool"] == pool)
+        & (rows["protocol"] == protocol)
+    )
     return rows[own & (with_teacher == (teacher or protocol == "kd"))]
 
 
@@ -110,7 +151,9 @@ def paired(a, b):
     return paired_difference(a, b).set_index("net").to_dict("index")
 
 
-def line(point, comparison, net, ipc, iteration, cell=None, published=float("nan"), verdict=MISSING):
+def line(
+    point, comparison, net, ipc, iteration, cell=None, published=float("nan"), verdict=MISSING
+):
     """One line of the audit; without a `cell` it is not yet measured."""
     found = cell or NOT_MEASURED
     return {
@@ -133,7 +176,11 @@ def line(point, comparison, net, ipc, iteration, cell=None, published=float("nan
 def lines_of(view, point, comparison, pairs, ipc, iteration, judge, methods=None):
     """One line per net of a paired comparison. `judge(cell, published, net)` gives the verdict, `methods` the printed pair."""
     for net in view.nets:
-        printed = printed_difference(view.published, ipc, iteration, *methods, net) if methods else float("nan")
+        printed = (
+            printed_difference(view.published, ipc, iteration, *methods, net)
+            if methods
+            else float("nan")
+        )
         cell = pairs.get(net)
         verdict = MISSING if not cell else OPEN if too_few(cell) else judge(cell, printed, net)
         yield line(point, comparison, net, ipc, iteration, cell, printed, verdict)
@@ -147,7 +194,9 @@ def too_few(cell):
 
 def printed_difference(published, ipc, iteration, a, b, net):
     """Published accuracy of method a minus b, at the paper's nearest iteration; NaN where it prints none."""
-    return printed_accuracy(published, ipc, iteration, a, net) - printed_accuracy(published, ipc, iteration, b, net)
+    return printed_accuracy(published, ipc, iteration, a, net) - printed_accuracy(
+        published, ipc, iteration, b, net
+    )
 
 
 def printed_accuracy(published, ipc, iteration, method, net):
@@ -174,7 +223,9 @@ def printed_noise(net, ipc):
 def full_scale(view, iteration):
     """Whether sizes can be compared with the paper's, not only signs: its widths, its number of iterations."""
     defaults = EvalConfig()
-    narrow = (view.rows["width"] < defaults.width).any() or (view.rows["width_factor"] < defaults.width_factor).any()
+    narrow = (view.rows["width"] < defaults.width).any() or (
+        view.rows["width_factor"] < defaults.width_factor
+    ).any()
     return iteration in set(view.published["iteration"]) and not narrow
 
 
@@ -190,12 +241,22 @@ def half_ce(view):
     for ipc, iteration in view.cells:
         full = full_scale(view, iteration)
         for pool, sets in SETS.items():
-            pairs = paired(pick(view.rows, ipc, iteration, pool, "ce"), pick(view.rows, ipc, iteration, pool, "authors-2023"))
+            pairs = paired(
+                pick(view.rows, ipc, iteration, pool, "ce"),
+                pick(view.rows, ipc, iteration, pool, "authors-2023"),
+            )
             yield from lines_of(
-                view, "half-ce", f"CE − ½ CE, {sets}", pairs, ipc, iteration,
-                lambda cell, printed, net, full=full, ipc=ipc: agreement(cell, printed, printed_noise(net, ipc), full),
+                view,
+                "half-ce",
+                f"CE − ½ CE, {sets}",
+                pairs,
+                ipc,
+                iteration,
+                lambda cell, printed, net, full=full, ipc=ipc: agreement(
+                    cell, printed, printed_noise(net, ipc), full
+                ),
                 PRINTED[pool],
-            )  # fmt: skip
+            )
     yield from stored_half_ce(view)
 
 
@@ -205,7 +266,11 @@ def agreement(cell, printed, noise, full):
         return OPEN
     if not cell["low"] - noise <= printed <= cell["high"] + noise:
         return CONTRADICTED
-    return SUPPORTED if (cell["low"] > 0 and printed > 0) or (cell["high"] < 0 and printed < 0) else OPEN
+    return (
+        SUPPORTED
+        if (cell["low"] > 0 and printed > 0) or (cell["high"] < 0 and printed < 0)
+        else OPEN
+    )
 
 
 def stored_half_ce(view):
@@ -224,7 +289,16 @@ def stored_half_ce(view):
         cell = {"mean": effect, "low": effect - noise, "high": effect + noise, "n": f"1×{found.n}"}
         printed = printed_difference(view.published, ipc, k, with_kd, without, found.net)
         comparison = f"stored plain CE − Table 4's {without} ({ALONE})"
-        yield line("half-ce", comparison, found.net, ipc, k, cell, printed, agreement(cell, printed, 0.0, True))
+        yield line(
+            "half-ce",
+            comparison,
+            found.net,
+            ipc,
+            k,
+            cell,
+            printed,
+            agreement(cell, printed, 0.0, True),
+        )
 
 
 def nearest(rows, published=None, *, ipcs=None, iterations=None, nets=NETS):
@@ -233,18 +307,32 @@ def nearest(rows, published=None, *, ipcs=None, iterations=None, nets=NETS):
     Columns: ipc, iteration, printed (the method in Table 4), net, published, ½ CE, CE, released KD (our means, %), nearest.
     """
     view = make_view(rows, published, ipcs, iterations, nets)
-    kinds = {"½ CE": ("authors-2023", False), "CE": ("ce", False), "released KD": ("authors-2023", True)}
+    kinds = {
+        "½ CE": ("authors-2023", False),
+        "CE": ("ce", False),
+        "released KD": ("authors-2023", True),
+    }
     lines = []
     for ipc, k in [cell for cell in view.cells if full_scale(view, cell[1])]:
         for pool, methods in PRINTED.items():
-            ours = {kind: net_means(pick(view.rows, ipc, k, pool, *how)) for kind, how in kinds.items()}
+            ours = {
+                kind: net_means(pick(view.rows, ipc, k, pool, *how)) for kind, how in kinds.items()
+            }
             for method in reversed(methods):
                 for net in view.nets:
                     printed = printed_accuracy(view.published, ipc, k, method, net)
                     means = {kind: found.get(net, float("nan")) for kind, found in ours.items()}
-                    start = {"ipc": ipc, "iteration": k, "printed": method, "net": net, "published": printed}
+                    start = {
+                        "ipc": ipc,
+                        "iteration": k,
+                        "printed": method,
+                        "net": net,
+                        "published": printed,
+                    }
                     lines.append(start | means | {"nearest": nearest_name(means, printed)})
-    return pd.DataFrame(lines, columns=["ipc", "iteration", "printed", "net", "published", *kinds, "nearest"])
+    return pd.DataFrame(
+        lines, columns=["ipc", "iteration", "printed", "net", "published", *kinds, "nearest"]
+    )
 
 
 def nearest_name(means, printed):
@@ -275,7 +363,9 @@ def kd(view):
 
 def released_kd(view):
     """The released code's loss with a teacher − without (½ CE) on the same set; verdict: `gain`."""
-    yield from gains(view, "released-kd", "released KD − ½ CE", ("authors-2023", True), ("authors-2023", False))
+    yield from gains(
+        view, "released-kd", "released KD − ½ CE", ("authors-2023", True), ("authors-2023", False)
+    )
 
 
 def gains(view, point, what, a, b):
@@ -283,12 +373,21 @@ def gains(view, point, what, a, b):
     for ipc, iteration in view.cells:
         full = full_scale(view, iteration)
         for pool, sets in SETS.items():
-            pairs = paired(pick(view.rows, ipc, iteration, pool, *a), pick(view.rows, ipc, iteration, pool, *b))
+            pairs = paired(
+                pick(view.rows, ipc, iteration, pool, *a), pick(view.rows, ipc, iteration, pool, *b)
+            )
             yield from lines_of(
-                view, point, f"{what}, {sets}", pairs, ipc, iteration,
-                lambda cell, printed, net, full=full, ipc=ipc: gain(cell, printed, printed_noise(net, ipc), full),
+                view,
+                point,
+                f"{what}, {sets}",
+                pairs,
+                ipc,
+                iteration,
+                lambda cell, printed, net, full=full, ipc=ipc: gain(
+                    cell, printed, printed_noise(net, ipc), full
+                ),
                 PRINTED[pool],
-            )  # fmt: skip
+            )
 
 
 def tau_on_test(view):
@@ -301,7 +400,9 @@ def tau_on_test(view):
         for pool, sets in SETS.items():
             pairs = tau_choice(view.every, ipc, iteration, pool)
             comparison = f"τ best on test − τ chosen on validation, {sets}"
-            yield from lines_of(view, "tau", comparison, pairs, ipc, iteration, lambda cell, *_: raised(cell))
+            yield from lines_of(
+                view, "tau", comparison, pairs, ipc, iteration, lambda cell, *_: raised(cell)
+            )
 
 
 def raised(cell):
@@ -355,7 +456,11 @@ def printed_changes(published, ipc):
         return None
     nets = [net for net in NETS if net in own]
     changes = (
-        own.groupby("method")[nets].diff().abs().assign(kd=own["method"].str.contains("KD")).dropna(how="all", subset=nets)
+        own.groupby("method")[nets]
+        .diff()
+        .abs()
+        .assign(kd=own["method"].str.contains("KD"))
+        .dropna(how="all", subset=nets)
     )
     difference = changes[changes["kd"]][nets].mean() - changes[~changes["kd"]][nets].mean()
     rows = difference.dropna().rename("accuracy").reset_index().assign(**{UNIT: lambda f: f.index})
@@ -368,10 +473,24 @@ def own_changes(view, ipc, first, later):
     for pool, sets in SETS.items():
         pairs = paired(*(pick(view.rows, ipc, k, pool, "kd") for k in (later, first)))
         for net in view.nets:
-            printed = np.diff([printed_accuracy(view.published, ipc, k, PRINTED[pool][0], net) for k in (first, later)])[0]
+            printed = np.diff(
+                [
+                    printed_accuracy(view.published, ipc, k, PRINTED[pool][0], net)
+                    for k in (first, later)
+                ]
+            )[0]
             cell = pairs.get(net)
             verdict = repeated(cell, float(printed), printed_noise(net, ipc)) if cell else MISSING
-            yield line("repeats", f"KD, iteration {later} − {first}, {sets}", net, ipc, later, cell, float(printed), verdict)
+            yield line(
+                "repeats",
+                f"KD, iteration {later} − {first}, {sets}",
+                net,
+                ipc,
+                later,
+                cell,
+                float(printed),
+                verdict,
+            )
 
 
 def repeated(cell, printed, noise):
@@ -393,9 +512,15 @@ def spread_lines(view):
         found = spread_of(view.rows, ipc, iteration).set_index("net").to_dict("index")
         full = full_scale(view, iteration)
         yield from lines_of(
-            view, "spread", "smallest difference that can be shown", found, ipc, iteration,
-            lambda cell, printed, _, full=full: shown(cell, abs(printed)) if full else OPEN, ("model pool", "baseline"),
-        )  # fmt: skip
+            view,
+            "spread",
+            "smallest difference that can be shown",
+            found,
+            ipc,
+            iteration,
+            lambda cell, printed, _, full=full: shown(cell, abs(printed)) if full else OPEN,
+            ("model pool", "baseline"),
+        )
     yield from stored_spread(view)
 
 
@@ -415,17 +540,30 @@ def stored_spread(view):
         if ipc not in view.ipcs or np.isnan(printed):
             continue
         variance, degrees = float((stored["std"] ** 2).mean()), int((stored["n"] - 1).sum())
-        variances = {"mean": variance} | dict(zip(("low", "high"), variance_bounds(variance, degrees), strict=True))
+        variances = {"mean": variance} | dict(
+            zip(("low", "high"), variance_bounds(variance, degrees), strict=True)
+        )
         cell = {k: smallest_difference(0.0, v) for k, v in variances.items()} | {
             "n": f"{len(stored)} methods, 1×{NETS_PUBLISHED}"
         }
         verdict = CONTRADICTED if shown(cell, abs(printed)) == CONTRADICTED else OPEN
-        yield line("spread", f"smallest difference by the nets' spread ({ALONE})", net, ipc, int(last), cell, printed, verdict)
+        yield line(
+            "spread",
+            f"smallest difference by the nets' spread ({ALONE})",
+            net,
+            ipc,
+            int(last),
+            cell,
+            printed,
+            verdict,
+        )
 
 
 def variance_bounds(variance, degrees, simulated=10000):
     """95% interval of a variance estimated with so many degrees of freedom (chi-square, by simulation)."""
-    draws = np.random.default_rng(int(stream(0, "spread").initial_seed())).chisquare(degrees, simulated)
+    draws = np.random.default_rng(int(stream(0, "spread").initial_seed())).chisquare(
+        degrees, simulated
+    )
     return variance * degrees / np.quantile(draws, [0.975, 0.025])
 
 
@@ -443,17 +581,29 @@ def spread_of(rows, ipc, iteration):
     interval is that of the variance between sets (chi-square). Needs two distillations of two nets.
     """
     columns = ["net", "sd_sets", "sd_nets", "mean", "low", "high", "n"]
-    own = rows[(rows["ipc"] == ipc) & (rows["iteration"] == iteration) & (rows["protocol"] == "ce") & rows["pool"].isin(SETS)]
+    own = rows[
+        (rows["ipc"] == ipc)
+        & (rows["iteration"] == iteration)
+        & (rows["protocol"] == "ce")
+        & rows["pool"].isin(SETS)
+    ]
     lines = []
     for net, group in own.groupby("net"):
-        sets = group.groupby(["pool", UNIT])["accuracy"].agg(["mean", "var", "size"]).dropna().reset_index()
+        sets = (
+            group.groupby(["pool", UNIT])["accuracy"]
+            .agg(["mean", "var", "size"])
+            .dropna()
+            .reset_index()
+        )
         between = sets.groupby("pool")["mean"].agg(["var", "size"]).dropna()
         if between.empty:
             continue
         degrees, nets = int((between["size"] - 1).sum()), sets["size"].mean()
         variance = float((between["var"] * (between["size"] - 1)).sum() / degrees)
         within = float(sets["var"].mean())
-        variances = {"mean": variance} | dict(zip(("low", "high"), variance_bounds(variance, degrees), strict=True))
+        variances = {"mean": variance} | dict(
+            zip(("low", "high"), variance_bounds(variance, degrees), strict=True)
+        )
         smallest = {k: smallest_difference(v - within / nets, within) for k, v in variances.items()}
         n = f"{len(between)} methods, {int(sets.groupby('pool').size().max())}×{int(nets)}"
         spreads = {"sd_sets": np.sqrt(max(variance - within / nets, 0)), "sd_nets": np.sqrt(within)}
@@ -476,23 +626,40 @@ def warm_up(view):
         )
         comparison = "pool as released − pool as printed"
         yield from lines_of(
-            view, "warm-up", comparison, pairs, ipc, iteration, lambda cell, *_: gain(cell, 0.0, 0.0, False)
-        )  # fmt: skip
+            view,
+            "warm-up",
+            comparison,
+            pairs,
+            ipc,
+            iteration,
+            lambda cell, *_: gain(cell, 0.0, 0.0, False),
+        )
 
 
 def differences(rows, published=None, *, ipcs=None, iterations=None, nets=NETS):
     """Each method of Table 4 − the baseline with plain CE, as lines like the audit's (verdict: `gain`); for figures."""
     view = make_view(rows, published, ipcs, iterations, nets)
-    methods = {"model pool": ("main_plus_similar", "ce"), "KD": ("main", "kd"), "model pool + KD": ("main_plus_similar", "kd")}
+    methods = {
+        "model pool": ("main_plus_similar", "ce"),
+        "KD": ("main", "kd"),
+        "model pool + KD": ("main_plus_similar", "kd"),
+    }
     lines = []
     for ipc, k in view.cells:
         baseline, full = pick(view.rows, ipc, k, "main", "ce"), full_scale(view, k)
         for method, how in methods.items():
             lines += lines_of(
-                view, "difference", f"{method} − baseline", paired(pick(view.rows, ipc, k, *how), baseline), ipc, k,
-                lambda cell, printed, net, full=full, ipc=ipc: gain(cell, printed, printed_noise(net, ipc), full),
+                view,
+                "difference",
+                f"{method} − baseline",
+                paired(pick(view.rows, ipc, k, *how), baseline),
+                ipc,
+                k,
+                lambda cell, printed, net, full=full, ipc=ipc: gain(
+                    cell, printed, printed_noise(net, ipc), full
+                ),
                 (method, "baseline"),
-            )  # fmt: skip
+            )
     return pd.DataFrame(lines, columns=[*COLUMNS, "diverged"])
 
 
@@ -505,7 +672,11 @@ def sentence(lines, most=2):
     if measured.empty:
         return "Not yet measured."
     counts = [(v, int((measured["verdict"] == v).sum())) for v in (SUPPORTED, CONTRADICTED, OPEN)]
-    text = ", ".join(f"{v} in {k}" for v, k in counts if k) + f" of {len(measured)} comparison" + "s" * (len(measured) > 1)
+    text = (
+        ", ".join(f"{v} in {k}" for v, k in counts if k)
+        + f" of {len(measured)} comparison"
+        + "s" * (len(measured) > 1)
+    )
     missing = len(lines) - len(measured)
     text += f" ({missing} not yet measured). " if missing else ". "
     decided = measured[measured["verdict"] != OPEN]
@@ -516,7 +687,11 @@ def sentence(lines, most=2):
     if single(measured["n"]):
         text += " One distillation: the spread of nets only."
     diverged = int(measured["diverged"].sum())
-    return text[0].upper() + text[1:] + (f" {diverged} of the pairs hold a diverged net." if diverged else "")
+    return (
+        text[0].upper()
+        + text[1:]
+        + (f" {diverged} of the pairs hold a diverged net." if diverged else "")
+    )
 
 
 def line_text(found):
@@ -536,12 +711,16 @@ def signed(value):
 def verdict_counts(lines):
     """How many lines of each point have which verdict: a `DataFrame`, points down, verdicts across."""
     counts = lines.groupby(["point", "verdict"], sort=False).size().unstack(fill_value=0)
-    return counts.reindex(index=list(QUESTIONS), columns=[SUPPORTED, CONTRADICTED, OPEN, MISSING], fill_value=0)
+    return counts.reindex(
+        index=list(QUESTIONS), columns=[SUPPORTED, CONTRADICTED, OPEN, MISSING], fill_value=0
+    )
 
 
 def diverged_counts(rows):
     """Diverged nets on test images by protocol and with or without a teacher: a `DataFrame` with diverged and nets."""
-    test = rows[rows["split"] == "test"].assign(teacher=lambda f: np.where(f["teacher"] == "", "without", "with"))
+    test = rows[rows["split"] == "test"].assign(
+        teacher=lambda f: np.where(f["teacher"] == "", "without", "with")
+    )
     cells = summarise(test, ["protocol", "teacher"])
     return cells[["protocol", "teacher", "diverged"]].assign(
         nets=test.groupby(["protocol", "teacher"], sort=False).size().values

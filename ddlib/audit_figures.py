@@ -23,7 +23,9 @@ def effects(lines, title):
     rows = [panels(group)[:PANELS] for _, group in measured.groupby("ipc")]
     nets, columns = [net for net in NETS if net in set(measured["net"])], max(map(len, rows))
     size = (2.5 * columns + 0.9, (0.3 * len(nets) + 1.0) * len(rows) + 0.4)
-    figure, axes = new_figure(*size, nrows=len(rows), ncols=columns, sharey=True, sharex=True, squeeze=False)
+    figure, axes = new_figure(
+        *size, nrows=len(rows), ncols=columns, sharey=True, sharex=True, squeeze=False
+    )
     for line, groups in zip(axes, rows, strict=True):
         for axis, group in zip(line, groups, strict=False):
             draw_effects(axis, group.set_index("net").reindex(nets))
@@ -33,7 +35,9 @@ def effects(lines, title):
     axes[0][0].set_yticks(range(len(nets)), nets)
     axes[0][0].set_ylim(len(nets) - 0.4, -0.6)
     figure.supxlabel("difference in test accuracy (points)", fontsize=9)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8
+    )
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return figure
 
@@ -50,7 +54,12 @@ def panels(lines):
 def panel_title(group):
     """Comparison, ipc, iteration and n of a panel, on short lines."""
     found, n = group.iloc[0], " or ".join(dict.fromkeys(group["n"]))
-    name = found["comparison"].replace(f" ({ALONE})", "").replace(" − Table", "\n− Table").replace(", ", "\n")
+    name = (
+        found["comparison"]
+        .replace(f" ({ALONE})", "")
+        .replace(" − Table", "\n− Table")
+        .replace(", ", "\n")
+    )
     return f"{name}\nipc {found['ipc']}, iteration {found['iteration']}, n = {n}"
 
 
@@ -61,10 +70,25 @@ def draw_effects(axis, cells):
     clear = (cells["low"] > 0) | (cells["high"] < 0)
     axis.axvline(0, color="#444444", lw=1)
     axis.errorbar(cells["effect"], y, xerr=errors, fmt="none", ecolor=OURS, elinewidth=1.5)
-    axis.scatter(cells["effect"], y, s=34, zorder=3, edgecolors=OURS, c=np.where(clear, OURS, "white"), label="measured")
     axis.scatter(
-        cells["published"], y, s=30, zorder=4, marker="D", facecolors="none", edgecolors=PUBLISHED, label="published difference"
-    )  # fmt: skip
+        cells["effect"],
+        y,
+        s=34,
+        zorder=3,
+        edgecolors=OURS,
+        c=np.where(clear, OURS, "white"),
+        label="measured",
+    )
+    axis.scatter(
+        cells["published"],
+        y,
+        s=30,
+        zorder=4,
+        marker="D",
+        facecolors="none",
+        edgecolors=PUBLISHED,
+        label="published difference",
+    )
 
 
 def curves(rows, title):
@@ -86,8 +110,22 @@ def curves(rows, title):
             group = group.sort_values("iteration")
             n = " or ".join(dict.fromkeys(group["n"]))
             label = f"{method} (n = {n})"
-            axis.plot(group["iteration"], group["mean"], "o-", ms=3, color=COLOURS.get(method), label=label)
-            axis.fill_between(group["iteration"], group["low"], group["high"], alpha=0.15, lw=0, color=COLOURS.get(method))
+            axis.plot(
+                group["iteration"],
+                group["mean"],
+                "o-",
+                ms=3,
+                color=COLOURS.get(method),
+                label=label,
+            )
+            axis.fill_between(
+                group["iteration"],
+                group["low"],
+                group["high"],
+                alpha=0.15,
+                lw=0,
+                color=COLOURS.get(method),
+            )
         axis.set_title(net, fontsize=10)
         axis.legend(fontsize=7)
     for axis in axes.flat[len(nets) :]:

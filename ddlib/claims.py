@@ -56,9 +56,35 @@ def claim_cells(rows, published=None, *, ipcs=None, iterations=None, nets=NETS):
                 pairs = at(k)
                 for net in expected:
                     c = pairs.get(net, NOT_MEASURED)
-                    lines.append([claim, name, net, ipc, k, c["mean"], c["low"], c["high"], c["n"], outcome(c)])
-    columns = ["claim", "comparison", "net", "ipc", "iteration", "effect", "low", "high", "n", "outcome"]
-    return pd.DataFrame(lines, columns=columns).sort_values("claim", kind="stable", ignore_index=True)
+                    lines.append(
+                        [
+                            claim,
+                            name,
+                            net,
+                            ipc,
+                            k,
+                            c["mean"],
+                            c["low"],
+                            c["high"],
+                            c["n"],
+                            outcome(c),
+                        ]
+                    )
+    columns = [
+        "claim",
+        "comparison",
+        "net",
+        "ipc",
+        "iteration",
+        "effect",
+        "low",
+        "high",
+        "n",
+        "outcome",
+    ]
+    return pd.DataFrame(lines, columns=columns).sort_values(
+        "claim", kind="stable", ignore_index=True
+    )
 
 
 def outcome(cell):
@@ -79,7 +105,10 @@ def claim_comparisons(view, ipc):
         return pick(view.rows, ipc, k, pool, protocol)
 
     def against(pool, a="ce", other="main", b="ce"):
-        return lambda k: only(paired(rows_at(k, pool, a), rows_at(k if other != "random_real" else 0, other, b)), view.nets)
+        return lambda k: only(
+            paired(rows_at(k, pool, a), rows_at(k if other != "random_real" else 0, other, b)),
+            view.nets,
+        )
 
     def without_convnet(compare):
         return lambda k: only(compare(k), others)
@@ -88,13 +117,22 @@ def claim_comparisons(view, ipc):
     return {
         1: {"baseline − random real images": (view.nets, against("main", other="random_real"))},
         2: {"model pool − baseline": (others, without_convnet(against(pool)))},
-        3: {f"KD − CE, {sets}": (others, without_convnet(against(p, "kd", p))) for p, sets in SETS.items()},
+        3: {
+            f"KD − CE, {sets}": (others, without_convnet(against(p, "kd", p)))
+            for p, sets in SETS.items()
+        },
         4: {
             "against total random": (others, without_convnet(against(pool, other="total_random"))),
-            "against main model": (others, without_convnet(against(pool, other="main_plus_others"))),
+            "against main model": (
+                others,
+                without_convnet(against(pool, other="main_plus_others")),
+            ),
         },
         5: {
-            "gain on ResNet18 − gain on": (besides, lambda k: largest_gain(rows_at(k, pool, "kd"), rows_at(k, "main"), besides))
+            "gain on ResNet18 − gain on": (
+                besides,
+                lambda k: largest_gain(rows_at(k, pool, "kd"), rows_at(k, "main"), besides),
+            )
         },
     }
 
@@ -125,8 +163,14 @@ def evidence(cells):
         return "No rows yet."
     groups = {title: measured[measured["outcome"] == title] for title in (GAIN, LOSS, UNDECIDED)}
     labels = measured[["ipc", "comparison"]].drop_duplicates()
-    keys = ["ipc"] * (labels["ipc"].nunique() > 1) + ["comparison"] * (labels["comparison"].nunique() > 1)
-    named = [f"{title} in {len(g)} of {len(measured)} ({effects_text(g, keys)})" for title, g in groups.items() if len(g)]
+    keys = ["ipc"] * (labels["ipc"].nunique() > 1) + ["comparison"] * (
+        labels["comparison"].nunique() > 1
+    )
+    named = [
+        f"{title} in {len(g)} of {len(measured)} ({effects_text(g, keys)})"
+        for title, g in groups.items()
+        if len(g)
+    ]
     text = "; ".join(named) + f"; n {' or '.join(dict.fromkeys(measured['n']))}"
     if "comparison" not in keys:
         text = f"{labels['comparison'].iloc[0]}: {text}"
@@ -141,7 +185,9 @@ def effects_text(cells, keys):
         return ", ".join(f"{c.net} {signed(c.effect)}" for c in cells.itertuples())
     parts = []
     for key, group in cells.groupby(keys, sort=False):
-        start = ", ".join(f"ipc {k}" if name == "ipc" else k for name, k in zip(keys, key, strict=True))
+        start = ", ".join(
+            f"ipc {k}" if name == "ipc" else k for name, k in zip(keys, key, strict=True)
+        )
         parts.append(f"{start}: {effects_text(group, [])}")
     return "; ".join(parts)
 
@@ -150,5 +196,8 @@ def missing_text(cells, measured):
     """What of a claim's comparisons has no rows, ipcs as a whole first."""
     gone = [f"ipc {ipc}" for ipc in dict.fromkeys(cells["ipc"]) if ipc not in set(measured["ipc"])]
     rest = cells[cells["effect"].isna() & cells["ipc"].isin(measured["ipc"])]
-    gone += [f"{net} in part" if net in set(measured["net"]) else net for net in dict.fromkeys(rest["net"])]
+    gone += [
+        f"{net} in part" if net in set(measured["net"]) else net
+        for net in dict.fromkeys(rest["net"])
+    ]
     return f"; not yet measured: {', '.join(gone)}" if gone else ""

@@ -47,7 +47,9 @@ class DistillConfig:
     lr_net: float = 0.01
     init: str = "noise"  # or "real"
     precision: str = "float32"  # bfloat16: autocast where nothing is differentiated twice; tf32: a GPU's products
-    slice_size: int | None = None  # real images per backward pass; None: as the device likes it, see `matching.default_slice`
+    slice_size: int | None = (
+        None  # real images per backward pass; None: as the device likes it, see `matching.default_slice`
+    )
     on_divergence: str = "skip"  # or "stop"
 
     def __post_init__(self):
@@ -132,7 +134,9 @@ def check_types(config):
         else:
             right = any(is_a(value, k) for k in (items or (kind,)))
         if not right:
-            raise DDError(f"{name} is {value!r}; needed: {getattr(kind, '__name__', kind) if not items else kind}")
+            raise DDError(
+                f"{name} is {value!r}; needed: {getattr(kind, '__name__', kind) if not items else kind}"
+            )
 
 
 def is_a(value, kind):

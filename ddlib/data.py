@@ -51,7 +51,12 @@ class Data:
 
     def about(self):
         """What tells this data set from another of the same name: JSON-able."""
-        return {"name": self.name, "train": self.counts(), "mean": list(self.mean), "std": list(self.std)}
+        return {
+            "name": self.name,
+            "train": self.counts(),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
     def counts(self):
         """Training images per class, a list of ints."""
@@ -112,7 +117,9 @@ def load_data(name_or_path, root="data", device="cpu", val_fraction=0.1, side=No
     x_train, y_train, x_test, y_test, classes, mean, std = arrays
     x_train, x_test = (resize(as_images(x), side) for x in (x_train, x_test))
     if x_train.shape[1] != x_test.shape[1]:
-        raise DDError(f"training images have {x_train.shape[1]} channels, test images {x_test.shape[1]}; they must agree")
+        raise DDError(
+            f"training images have {x_train.shape[1]} channels, test images {x_test.shape[1]}; they must agree"
+        )
     y_train, y_test = (torch.as_tensor(np.asarray(y), dtype=torch.int64) for y in (y_train, y_test))
     check_labels(y_train, y_test, len(x_train), len(x_test), classes)
     held_out = validation_mask(y_train, val_fraction)
@@ -122,13 +129,22 @@ def load_data(name_or_path, root="data", device="cpu", val_fraction=0.1, side=No
     std = std or tuple(x_train.std((0, 2, 3)).clamp(min=1e-3).tolist())
 
     def normalised(x):
-        return ((x - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)).to(device)
+        return ((x - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)).to(
+            device
+        )
 
     return Data(
-        str(name_or_path) if name_or_path in DATASETS else path.stem, tuple(classes), mean, std,
-        normalised(x_train[train]), y_train[train].to(device), normalised(x_train[val]), y_train[val].to(device),
-        normalised(x_test), y_test.to(device),
-    )  # fmt: skip
+        str(name_or_path) if name_or_path in DATASETS else path.stem,
+        tuple(classes),
+        mean,
+        std,
+        normalised(x_train[train]),
+        y_train[train].to(device),
+        normalised(x_train[val]),
+        y_train[val].to(device),
+        normalised(x_test),
+        y_test.to(device),
+    )
 
 
 def random_real(data, ipc, seed):
@@ -158,7 +174,9 @@ def check_ipc(ipc, data):
     smallest = min(range(len(counts)), key=counts.__getitem__)
     if not 1 <= ipc <= counts[smallest]:
         name = data.classes[smallest]
-        raise DDError(f"ipc is {ipc}; allowed: 1 to {counts[smallest]} (the training images of class {name!r})")
+        raise DDError(
+            f"ipc is {ipc}; allowed: 1 to {counts[smallest]} (the training images of class {name!r})"
+        )
 
 
 def read_digits():
@@ -207,10 +225,14 @@ def read_npz(path):
         raise DDError(f"{path} is damaged or no .npz file of plain arrays ({error})") from error
     for name, labels in (("y_train", arrays[1]), ("y_test", arrays[3])):
         if not (labels.size and np.issubdtype(labels.dtype, np.integer)):
-            raise DDError(f"{path}: {name} holds {labels.dtype}, {labels.size} of them; it needs integers from 0")
+            raise DDError(
+                f"{path}: {name} holds {labels.dtype}, {labels.size} of them; it needs integers from 0"
+            )
     for name, images in (("x_train", arrays[0]), ("x_test", arrays[2])):
         if images.dtype.kind not in "buif":
-            raise DDError(f"{path}: {name} holds {images.dtype}; it needs images: uint8, or floats from 0 to 1")
+            raise DDError(
+                f"{path}: {name} holds {images.dtype}; it needs images: uint8, or floats from 0 to 1"
+            )
     return *arrays, classes or [str(c) for c in range(int(arrays[1].max()) + 1)], None, None
 
 
@@ -225,14 +247,20 @@ def read_image_folder(path, side):
         try:
             folder = ImageFolder(path / part)
         except FileNotFoundError as error:
-            raise DDError(f"{path / part}: {str(error).splitlines()[0]} (needed: {part}/<class>/<image files>)") from error
+            raise DDError(
+                f"{path / part}: {str(error).splitlines()[0]} (needed: {part}/<class>/<image files>)"
+            ) from error
         classes = classes or folder.classes
         if folder.classes != classes:
             raise DDError(f"{path}: classes of train {classes} and of test {folder.classes} differ")
         images = []
         for k, (file, _) in enumerate(folder.samples):
             try:
-                images.append(pil_to_tensor(resize_pil(folder[k][0].convert("RGB"), [side, side], antialias=True)))
+                images.append(
+                    pil_to_tensor(
+                        resize_pil(folder[k][0].convert("RGB"), [side, side], antialias=True)
+                    )
+                )
             except (OSError, SyntaxError) as error:
                 raise DDError(f"{file} is damaged or no image") from error
         arrays += [torch.stack(images).numpy(), np.array(folder.targets)]
@@ -248,9 +276,13 @@ def as_images(x):
     if x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
         x = x.permute(0, 3, 1, 2)
     if x.ndim != 4 or not len(x):
-        raise DDError(f"images have shape {list(x.shape)}; allowed: [N, H, W], [N, H, W, C] or [N, C, H, W], N at least 1")
+        raise DDError(
+            f"images have shape {list(x.shape)}; allowed: [N, H, W], [N, H, W, C] or [N, C, H, W], N at least 1"
+        )
     if not (torch.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
-        raise DDError(f"pixels range from {x.min():g} to {x.max():g}; allowed: uint8, or floats from 0 to 1")
+        raise DDError(
+            f"pixels range from {x.min():g} to {x.max():g}; allowed: uint8, or floats from 0 to 1"
+        )
     return x.contiguous()
 
 
@@ -268,10 +300,14 @@ def check_labels(y_train, y_test, n_train, n_test, classes):
         if y.ndim != 1 or len(y) != n:
             raise DDError(f"y_{part} has shape {list(y.shape)}; there are {n} images")
         if len(y) and not (int(y.min()) >= 0 and int(y.max()) < len(classes)):
-            raise DDError(f"y_{part} holds labels {int(y.min())} to {int(y.max())}; allowed: 0 to {len(classes) - 1}")
+            raise DDError(
+                f"y_{part} holds labels {int(y.min())} to {int(y.max())}; allowed: 0 to {len(classes) - 1}"
+            )
     for c, count in enumerate(torch.bincount(y_train, minlength=len(classes)).tolist()):
         if count == 0:
-            raise DDError(f"class {classes[c]!r} has no training images; every class needs at least one")
+            raise DDError(
+                f"class {classes[c]!r} has no training images; every class needs at least one"
+            )
 
 
 def validation_mask(labels, fraction):

@@ -46,9 +46,13 @@ def git_revision():
     try:
 
         def git(*words):
-            return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(
+                ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
 
-        return git("rev-parse", "--short=10", "HEAD") + "+" * bool(git("status", "--porcelain", "--", "ddlib"))
+        return git("rev-parse", "--short=10", "HEAD") + "+" * bool(
+            git("status", "--porcelain", "--", "ddlib")
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -61,7 +65,10 @@ def device_name(device):
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+            model,
+        )
     except OSError:
         pass
     return f"{model} ({torch.get_num_threads()} threads)"

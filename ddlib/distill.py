@@ -15,7 +15,15 @@ from .data import check_ipc, random_real
 from .device import environment, keep_freed_memory
 from .errors import DDError
 from .graphs import Epoch, Graph
-from .matching import batchnorms, default_slice, draw_batches, freeze_batchnorm, matching_step, mixed_precision, set_products
+from .matching import (
+    batchnorms,
+    default_slice,
+    draw_batches,
+    freeze_batchnorm,
+    matching_step,
+    mixed_precision,
+    set_products,
+)
 from .pool import ModelPool, label
 from .progress import bar
 from .rng import stream, streams
@@ -39,7 +47,12 @@ def distill(config, data, pool=None, store=None, resume=True, progress=True, sto
     keep_freed_memory()
     run = Run(config, data, pool, store, resume, stop)
     outer, inner = config.loops
-    with run, bar(config.iterations, f"distil {run.pool.name} s{config.seed}", run.iteration, progress) as ticks:
+    with (
+        run,
+        bar(
+            config.iterations, f"distil {run.pool.name} s{config.seed}", run.iteration, progress
+        ) as ticks,
+    ):
         for k in run.remaining():
             description, net = run.draw_net(k)
             for step in range(outer):
@@ -62,10 +75,14 @@ class Matched:
         self.run, self.net = run, net.to(run.images.device, run.images.dtype)
         config, device, classes = run.config, run.images.device, len(run.data.classes)
         self.real, self.real_bn = (
-            torch.zeros(classes, n, dtype=torch.int64, device=device) for n in (config.batch_real, config.batch_bn)
+            torch.zeros(classes, n, dtype=torch.int64, device=device)
+            for n in (config.batch_real, config.batch_bn)
         )
         self.has_batchnorm = bool(batchnorms(net))
-        self._freeze, self._match = Graph(self._freeze_once, device), Graph(self._match_once, device)
+        self._freeze, self._match = (
+            Graph(self._freeze_once, device),
+            Graph(self._match_once, device),
+        )
         self._epoch = inner_epoch(run.images.detach(), run.labels, self.net, config)
 
     def load(self, fresh):
@@ -88,7 +105,15 @@ class Matched:
     def train(self, epochs):
         """The inner loop on the synthetic set as it is now."""
         run = self.run
-        train_on(run.images.detach(), run.labels, self.net, epochs, run.config, run.rng["train"], self._epoch)
+        train_on(
+            run.images.detach(),
+            run.labels,
+            self.net,
+            epochs,
+            run.config,
+            run.rng["train"],
+            self._epoch,
+        )
 
     def _freeze_once(self):
         freeze_batchnorm(self.net, self.run.data.x_train[self.real_bn.flatten()])
@@ -96,8 +121,14 @@ class Matched:
     def _match_once(self):
         run = self.run
         loss = matching_step(
-            self.net, run.images, run.labels, run.data, self.real, run.slice_size, run.config.precision
-        )  # fmt: skip
+            self.net,
+            run.images,
+            run.labels,
+            run.data,
+            self.real,
+            run.slice_size,
+            run.config.precision,
+        )
         run.step_pixels(loss)
 
 
@@ -119,7 +150,9 @@ def inner_epoch(images, labels, net, config):
     def step(batch):
         with mixed_precision(config.precision, images.device):
             logits = net(images[batch])
-        gradients = torch.autograd.grad(F.cross_entropy(logits.to(images.dtype), labels[batch]), parameters)
+        gradients = torch.autograd.grad(
+            F.cross_entropy(logits.to(images.dtype), labels[batch]), parameters
+        )
         with torch.no_grad():
             torch._foreach_add_(parameters, gradients, alpha=-config.lr_net)
 
@@ -137,14 +170,24 @@ class Run:
         check_ipc(config.ipc, data)
         for name in ("batch_real", "batch_bn"):
             if getattr(config, name) > min(data.counts()):
-                raise DDError(f"{name} is {getattr(config, name)}; allowed: 1 to {min(data.counts())} (the smallest class)")
+                raise DDError(
+                    f"{name} is {getattr(config, name)}; allowed: 1 to {min(data.counts())} (the smallest class)"
+                )
         self.config, self.store = config, Path(store) if store else None
         self.pool = pool or ModelPool.preset(
-            config.pool, config.main_prob, config.width, config.depth, config.width_factor, config.similar_depth,
-            config.warmup, data.shape,
-        )  # fmt: skip
+            config.pool,
+            config.main_prob,
+            config.width,
+            config.depth,
+            config.width_factor,
+            config.similar_depth,
+            config.warmup,
+            data.shape,
+        )
         if self.pool.shape != data.shape:
-            raise DDError(f"the pool builds nets for (channels, side, classes) {self.pool.shape}; the data have {data.shape}")
+            raise DDError(
+                f"the pool builds nets for (channels, side, classes) {self.pool.shape}; the data have {data.shape}"
+            )
         set_products(config.precision, data.device)
         dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.data = data.to(dtype=dtype)
@@ -159,8 +202,12 @@ class Run:
             images = torch.randn(noise, generator=stream(config.seed, "init"))
         self.images = images.to(data.device, dtype).clone().requires_grad_()
         self.momentum = torch.zeros_like(self.images, requires_grad=False)
-        self.loss = torch.zeros((), dtype=dtype, device=data.device)  # sum over the steps of this iteration
-        self.finite = torch.ones((), dtype=torch.bool, device=data.device)  # whether all of them were
+        self.loss = torch.zeros(
+            (), dtype=dtype, device=data.device
+        )  # sum over the steps of this iteration
+        self.finite = torch.ones(
+            (), dtype=torch.bool, device=data.device
+        )  # whether all of them were
         self.nets = {}
         self.iteration, self.diverged, self.seconds, self.history, self.rows = 0, 0, 0.0, [], []
         self.stopped, self.stop = False, stop or (lambda iteration: False)
@@ -242,13 +289,22 @@ class Run:
 
     def _as_set(self):
         provenance = environment(self.images.device) | {
-            "seconds": round(self.seconds, 3), "diverged_iterations": self.diverged, "pool": self.pool.to_dict()
-        }  # fmt: skip
+            "seconds": round(self.seconds, 3),
+            "diverged_iterations": self.diverged,
+            "pool": self.pool.to_dict(),
+        }
         data = self.data
         return SyntheticSet(
-            self.images.detach().float().cpu().clone(), self.labels.cpu(), data.mean, data.std, data.classes, data.name,
-            self.iteration, to_dict(self.config), provenance,
-        )  # fmt: skip
+            self.images.detach().float().cpu().clone(),
+            self.labels.cpu(),
+            data.mean,
+            data.std,
+            data.classes,
+            data.name,
+            self.iteration,
+            to_dict(self.config),
+            provenance,
+        )
 
     def _snapshot(self):
         self.history.append(self._as_set())
@@ -260,18 +316,29 @@ class Run:
         tensors = {"images": self.images.detach().clone(), "momentum": self.momentum.clone()}
         tensors |= {f"rng.{name}": g.get_state() for name, g in self.rng.items()}
         info = {
-            "settings": self._settings(), "iteration": self.iteration, "diverged": self.diverged, "seconds": self.seconds,
-            "stopped": self.stopped, "snapshots": [s.iteration for s in self.history],
-        }  # fmt: skip
+            "settings": self._settings(),
+            "iteration": self.iteration,
+            "diverged": self.diverged,
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+            "snapshots": [s.iteration for s in self.history],
+        }
         self._state = tensors, info
 
     def _settings(self):
-        return {"config": to_dict(self.config), "pool": self.pool.to_dict(), "data": self.data.about()}
+        return {
+            "config": to_dict(self.config),
+            "pool": self.pool.to_dict(),
+            "data": self.data.about(),
+        }
 
     def _save_checkpoint(self):
         if self.store:
             tensors, info = self._state
-            write_atomic(self.store / "log.csv", pd.DataFrame(self.rows[: info["iteration"]]).to_csv(index=False))
+            write_atomic(
+                self.store / "log.csv",
+                pd.DataFrame(self.rows[: info["iteration"]]).to_csv(index=False),
+            )
             save_tensors(self.store / "checkpoint.safetensors", tensors, info)
             self._saved = time.perf_counter()
 
@@ -284,21 +351,33 @@ class Run:
             self.momentum.copy_(tensors["momentum"])
             for name, generator in self.rng.items():
                 generator.set_state(tensors[f"rng.{name}"])
-            self.iteration, self.diverged, self.seconds = info["iteration"], info["diverged"], info["seconds"]
+            self.iteration, self.diverged, self.seconds = (
+                info["iteration"],
+                info["diverged"],
+                info["seconds"],
+            )
             self.stopped = info["stopped"]
-            self.history = [SyntheticSet.load(self.store / snapshot_name(k)) for k in info["snapshots"]]
+            self.history = [
+                SyntheticSet.load(self.store / snapshot_name(k)) for k in info["snapshots"]
+            ]
             self.rows = read_log(self.store / "log.csv")[: self.iteration]
             if len(self.rows) < self.iteration:
-                raise DDError(f"{self.store / 'log.csv'} has {len(self.rows)} rows; its checkpoint is at {self.iteration}")
+                raise DDError(
+                    f"{self.store / 'log.csv'} has {len(self.rows)} rows; its checkpoint is at {self.iteration}"
+                )
         except (KeyError, RuntimeError, TypeError) as error:
-            raise DDError(f"{path} is no checkpoint of this version ({error}); delete {self.store} to start anew") from error
+            raise DDError(
+                f"{path} is no checkpoint of this version ({error}); delete {self.store} to start anew"
+            ) from error
 
     def _check_settings(self, path, saved):
         mine = json.loads(json.dumps(self._settings()))
         names = [k for k in mine["config"] if mine["config"][k] != saved["config"].get(k)]
         names += [k for k in ("pool", "data") if mine[k] != saved[k]]
         if names:
-            raise DDError(f"{path} was made with another {', '.join(names)}; use another folder, or resume=False")
+            raise DDError(
+                f"{path} was made with another {', '.join(names)}; use another folder, or resume=False"
+            )
 
 
 def snapshot_name(iteration):

@@ -18,14 +18,29 @@ from .rng import stream
 from .synset import SyntheticSet
 
 TEACHER = "ConvNet"
-AT_ONCE = {"cuda": 10, "cpu": 4}  # nets that train side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
+AT_ONCE = {
+    "cuda": 10,
+    "cpu": 4,
+}  # nets that train side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
 _teachers = {}  # logits of trained teachers on their set: shared by all students, protocols and temperatures
 
 
 def evaluate(
-    synset, data, nets=("ConvNet",), protocol="ce", n_eval=5, seed=0, *, teacher=TEACHER, split="test", config=None,
-    results=None, progress=True, stop=None, **settings,
-):  # fmt: skip
+    synset,
+    data,
+    nets=("ConvNet",),
+    protocol="ce",
+    n_eval=5,
+    seed=0,
+    *,
+    teacher=TEACHER,
+    split="test",
+    config=None,
+    results=None,
+    progress=True,
+    stop=None,
+    **settings,
+):
     """Train `n_eval` fresh nets of each architecture on `synset`, or on each of a list of sets, and test them on `data`.
 
     Returns a `DataFrame` with one row per net (`results.COLUMNS`; accuracy in percent). `protocol`: see `ddlib.protocols`;
@@ -51,18 +66,24 @@ def evaluate(
         data = data.to(dtype=torch.float64)
     wanted = {
         (k, net, s): identities(synsets[k], data, protocol, net, s, teacher, split, config)
-        for k in range(len(synsets)) for net in nets for s in range(seed, seed + n_eval)
-    }  # fmt: skip
+        for k in range(len(synsets))
+        for net in nets
+        for s in range(seed, seed + n_eval)
+    }
     with bar(len(wanted), f"evaluate {protocol}", show=progress) as ticks:
         for net in nets:
             mine = {key: rows for key, rows in wanted.items() if key[1] == net}
-            missing = [key for key, rows in mine.items() if any(results.get(row) is None for row in rows)]
+            missing = [
+                key for key, rows in mine.items() if any(results.get(row) is None for row in rows)
+            ]
             ticks.update(len(mine) - len(missing))
             for group in groups(missing, data.device):
                 if stop and stop():
                     break
                 started = time.perf_counter()
-                trained = train_group([(synsets[k], s) for k, _, s in group], data, protocol, net, teacher, config)
+                trained = train_group(
+                    [(synsets[k], s) for k, _, s in group], data, protocol, net, teacher, config
+                )
                 tested = measure_group(trained, data, splits(split), config.precision)
                 seconds = round((time.perf_counter() - started) / len(group), 3)
                 machine = {"seconds": seconds} | environment(data.device)
@@ -72,12 +93,22 @@ def evaluate(
                     for row, (accuracy, diverged) in zip(wanted[key], outcomes, strict=True)
                 )
                 ticks.update(len(group))
-    return as_frame([found for rows in wanted.values() for row in rows if (found := results.get(row)) is not None])
+    return as_frame(
+        [
+            found
+            for rows in wanted.values()
+            for row in rows
+            if (found := results.get(row)) is not None
+        ]
+    )
 
 
 def identities(synset, data, protocol, net, eval_seed, teacher, split, config):
     """The rows of one trained net without their results, one per split."""
-    return [describe(synset, data, protocol, net, eval_seed, teacher, name, config) for name in splits(split)]
+    return [
+        describe(synset, data, protocol, net, eval_seed, teacher, name, config)
+        for name in splits(split)
+    ]
 
 
 def splits(split):
@@ -86,7 +117,11 @@ def splits(split):
 
 def groups(missing, device):
     """Which nets train at once: on a GPU many, which leave it idle one by one; on a CPU one per thread, within its memory."""
-    size = AT_ONCE["cuda"] if torch.device(device).type == "cuda" else min(AT_ONCE["cpu"], torch.get_num_threads())
+    size = (
+        AT_ONCE["cuda"]
+        if torch.device(device).type == "cuda"
+        else min(AT_ONCE["cpu"], torch.get_num_threads())
+    )
     return [missing[i : i + size] for i in range(0, len(missing), size)]
 
 
@@ -98,7 +133,10 @@ def train_group(pairs, data, protocol, name, teacher, config, streams=("eval", "
     targets = teacher_logits(pairs, data, teacher, config) if teacher else [None] * len(pairs)
     nets = [fresh_net(name, data, config, stream(seed, streams[0], name)) for _, seed in pairs]
     sets = [on_device(synset, data) for synset, _ in pairs]
-    losses = [make_loss(protocol, labels, target, config) for (_, labels), target in zip(sets, targets, strict=True)]
+    losses = [
+        make_loss(protocol, labels, target, config)
+        for (_, labels), target in zip(sets, targets, strict=True)
+    ]
     generators = [stream(seed, streams[1], name) for _, seed in pairs]
     train_nets(nets, [images for images, _ in sets], losses, config, generators)
     return nets
@@ -111,8 +149,15 @@ def on_device(synset, data):
 
 def measure_group(nets, data, names, precision):
     """Per net a list with `measure_accuracy` on each of the splits."""
-    works = [lambda n=net: [measure_accuracy(n, *data.split(name), precision) for name in names] for net in nets]
-    return [work() for work in works] if torch.device(data.device).type == "cuda" else side_by_side(works, data.device)
+    works = [
+        lambda n=net: [measure_accuracy(n, *data.split(name), precision) for name in names]
+        for net in nets
+    ]
+    return (
+        [work() for work in works]
+        if torch.device(data.device).type == "cuda"
+        else side_by_side(works, data.device)
+    )
 
 
 def train_nets(nets, images, losses, config, generators):
@@ -128,7 +173,9 @@ def train_nets(nets, images, losses, config, generators):
     for lr, epochs in ((config.lr, before), (config.lr * 0.1, config.epochs - before)):
         for training in trainings:
             training.start(lr)
-        everyone = Graph(lambda: side_by_side([training.run for training in trainings], device), device)
+        everyone = Graph(
+            lambda: side_by_side([training.run for training in trainings], device), device
+        )
         for _ in range(epochs):
             for training, generator in zip(trainings, generators, strict=True):
                 training.pass_.shuffle(generator)
@@ -153,13 +200,19 @@ class Training:
     def start(self, lr):
         """From here on with this learning rate, and no momentum yet."""
         self.optimizer = torch.optim.SGD(
-            self.parameters, lr, self.config.momentum, weight_decay=self.config.weight_decay, fused=True
+            self.parameters,
+            lr,
+            self.config.momentum,
+            weight_decay=self.config.weight_decay,
+            fused=True,
         )
 
     def step(self, batch):
         with mixed_precision(self.config.precision, self.images.device):
             logits = self.net(self.images[batch])
-        self.loss(logits.to(self.images.dtype), batch, self.epoch).backward()  # lays gradients out as the weights are
+        self.loss(
+            logits.to(self.images.dtype), batch, self.epoch
+        ).backward()  # lays gradients out as the weights are
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -175,8 +228,13 @@ def measure_accuracy(net, images, labels, precision="float32", batch=None):
     `batch`: images at once; by default 100 on a CPU, whose memory has to hold several nets' activations, else 500.
     """
     net.eval()
-    finite = torch.stack([torch.isfinite(p).all() for p in net.parameters()] or [torch.ones((), dtype=torch.bool)]).all()
-    finite, correct = finite.to(images.device), torch.zeros((), dtype=torch.int64, device=images.device)
+    finite = torch.stack(
+        [torch.isfinite(p).all() for p in net.parameters()] or [torch.ones((), dtype=torch.bool)]
+    ).all()
+    finite, correct = (
+        finite.to(images.device),
+        torch.zeros((), dtype=torch.int64, device=images.device),
+    )
     batch = batch or (100 if images.device.type == "cpu" else 500)
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
         with mixed_precision(precision, x.device):
@@ -195,7 +253,9 @@ def teacher_logits(pairs, data, name, config):
     keys = [(synset.id, name, seed, plain, str(data.device)) for synset, seed in pairs]
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in _teachers}
     if missing:
-        nets = train_group(list(missing.values()), data, "ce", name, None, plain, ("teacher", "teacher batches"))
+        nets = train_group(
+            list(missing.values()), data, "ce", name, None, plain, ("teacher", "teacher batches")
+        )
         for (key, (synset, _)), net in zip(missing.items(), nets, strict=True):
             images, _ = on_device(synset, data)
             net.eval()
@@ -240,11 +300,15 @@ def check_request(synset, data, nets, protocol, n_eval, teacher, split):
     if mine != theirs:
         raise DDError(f"the set's images are {list(mine)}, the data's {list(theirs)}")
     if int(synset.labels.max()) >= len(data.classes):
-        raise DDError(f"the set has labels up to {int(synset.labels.max())}, the data {len(data.classes)} classes")
+        raise DDError(
+            f"the set has labels up to {int(synset.labels.max())}, the data {len(data.classes)} classes"
+        )
     for name in ("mean", "std"):
         a, b = getattr(synset, name), getattr(data, name)
         if a is not None and max(abs(x - y) for x, y in zip(a, b, strict=True)) > 1e-4:
-            raise DDError(f"the set is normalised with {name} {rounded(a)}, the data with {rounded(b)}")
+            raise DDError(
+                f"the set is normalised with {name} {rounded(a)}, the data with {rounded(b)}"
+            )
 
 
 def rounded(values):
@@ -272,7 +336,9 @@ def describe(synset, data, protocol, net, eval_seed, teacher, split, config):
         "lr": config.lr,
         "batch": config.batch,
         "width": config.width if "ConvNet" in (net, teacher) else None,
-        "width_factor": (net_width(net, config) | net_width(teacher or "MLP", config)).get("width_factor"),
+        "width_factor": (net_width(net, config) | net_width(teacher or "MLP", config)).get(
+            "width_factor"
+        ),
         "main_prob": about.get("main_prob"),
         "warmup": about.get("warmup"),
         "similar_depth": about.get("similar_depth"),

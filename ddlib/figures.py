@@ -54,12 +54,25 @@ def image_rows(rows, title=""):
     sets = list(rows.values())
     classes = sets[0].classes[:MOST_COLUMNS]
     figure, axes = new_figure(
-        0.85 * len(classes) + 1.6, 0.95 * len(sets) + 0.5, nrows=len(sets), ncols=len(classes), squeeze=False
+        0.85 * len(classes) + 1.6,
+        0.95 * len(sets) + 0.5,
+        nrows=len(sets),
+        ncols=len(classes),
+        squeeze=False,
     )
     for row, (name, synset) in enumerate(rows.items()):
-        images, labels = synset.images01().cpu().numpy().transpose(0, 2, 3, 1), synset.labels.cpu().numpy()
+        images, labels = (
+            synset.images01().cpu().numpy().transpose(0, 2, 3, 1),
+            synset.labels.cpu().numpy(),
+        )
         for c, axis in enumerate(axes[row]):
-            axis.imshow(images[np.flatnonzero(labels == c)[0]].squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(
+                images[np.flatnonzero(labels == c)[0]].squeeze(),
+                cmap="gray",
+                vmin=0,
+                vmax=1,
+                interpolation="nearest",
+            )
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
             axis.spines[:].set_visible(False)
@@ -83,9 +96,17 @@ def loss_curves(sets, window=10):
             axis.plot(x, line, color=COLOURS[method], alpha=0.25, lw=0.7)
         width = min(window, losses.shape[1])
         smooth = np.convolve(np.nanmean(losses, 0), np.ones(width) / width, "valid")
-        axis.plot(x[width - 1 :], smooth, color=COLOURS[method], lw=2, label=f"{method} (n = {len(group)})")
+        axis.plot(
+            x[width - 1 :],
+            smooth,
+            color=COLOURS[method],
+            lw=2,
+            label=f"{method} (n = {len(group)})",
+        )
     axis.set(
-        xlabel="iteration", ylabel="matching loss per class", title=f"Matching loss, running mean over {window} iterations"
+        xlabel="iteration",
+        ylabel="matching loss per class",
+        title=f"Matching loss, running mean over {window} iterations",
     )
     axis.legend()
     return figure
@@ -102,7 +123,9 @@ def drawn_architectures(sets):
     axis.set(xscale="symlog" if counts.max() > 20 else "linear", xlabel="iterations drawn")
     axis.set_xlim(right=counts.max() * 1.6)
     axis.bar_label(axis.containers[0], fmt="%d", padding=3, fontsize=8)
-    axis.set_title(f"Architectures drawn in {int(counts.sum())} iterations ({len(sets)} distillations)")
+    axis.set_title(
+        f"Architectures drawn in {int(counts.sum())} iterations ({len(sets)} distillations)"
+    )
     axis.tick_params(axis="y", labelsize=8)
     return figure
 
@@ -115,8 +138,12 @@ def accuracy_curves(rows, x, xlabel, title, by="method"):
         group = group.sort_values(x)
         colour = COLOURS.get(method)
         n = " or ".join(dict.fromkeys(group["n"]))
-        (line,) = axis.plot(group[x], group["mean"], "o-", ms=4, color=colour, label=f"{method} (n = {n})")
-        axis.fill_between(group[x], group["low"], group["high"], alpha=0.15, color=line.get_color(), lw=0)
+        (line,) = axis.plot(
+            group[x], group["mean"], "o-", ms=4, color=colour, label=f"{method} (n = {n})"
+        )
+        axis.fill_between(
+            group[x], group["low"], group["high"], alpha=0.15, color=line.get_color(), lw=0
+        )
     split = {"test": "test", "val": "validation"}[rows["split"].iloc[0]]
     axis.set(xlabel=xlabel, ylabel=f"{split} accuracy (%)", title=title)
     crowded = cells[by].nunique() > 3
@@ -126,14 +153,31 @@ def accuracy_curves(rows, x, xlabel, title, by="method"):
 
 def heat_map(cells, title):
     """Method x net: mean accuracy as colour and number; * marks cells with diverged runs. `cells`: from `tables.table`."""
-    cells = cells.assign(line=cells["method"] + cells["protocol"].map(lambda p: "" if p in ("fair", "ce") else f"\n({p})"))
+    cells = cells.assign(
+        line=cells["method"]
+        + cells["protocol"].map(lambda p: "" if p in ("fair", "ce") else f"\n({p})")
+    )
     order = list(dict.fromkeys(cells["line"]))
     nets = [n for n in NETS if n in set(cells["net"])]
-    means = cells.pivot_table(index="line", columns="net", values="mean", sort=False).reindex(index=order, columns=nets)
-    marks = cells.pivot_table(index="line", columns="net", values="diverged", sort=False).reindex(index=order, columns=nets)
-    text = means.map(lambda v: "" if np.isnan(v) else f"{v:.1f}") + (marks > 0).replace({True: "*", False: ""})
+    means = cells.pivot_table(index="line", columns="net", values="mean", sort=False).reindex(
+        index=order, columns=nets
+    )
+    marks = cells.pivot_table(index="line", columns="net", values="diverged", sort=False).reindex(
+        index=order, columns=nets
+    )
+    text = means.map(lambda v: "" if np.isnan(v) else f"{v:.1f}") + (marks > 0).replace(
+        {True: "*", False: ""}
+    )
     figure, axis = new_figure(7.6, 0.46 * len(order) + 1.3)
-    sns.heatmap(means, annot=text, fmt="", cmap="viridis", ax=axis, cbar_kws={"label": "test accuracy (%)"}, linewidths=0.5)
+    sns.heatmap(
+        means,
+        annot=text,
+        fmt="",
+        cmap="viridis",
+        ax=axis,
+        cbar_kws={"label": "test accuracy (%)"},
+        linewidths=0.5,
+    )
     axis.set(xlabel="", ylabel="", title=title)
     axis.tick_params(axis="y", rotation=0, labelsize=9)
     axis.grid(False)
@@ -142,7 +186,9 @@ def heat_map(cells, title):
 
 def difference_plot(pairs, title):
     """Paired differences with 95% intervals, one panel per comparison. `pairs`: dict label -> `paired_difference` result."""
-    figure, axes = new_figure(3.0 * len(pairs) + 1.0, 3.4, ncols=len(pairs), sharey=True, sharex=True, squeeze=False)
+    figure, axes = new_figure(
+        3.0 * len(pairs) + 1.0, 3.4, ncols=len(pairs), sharey=True, sharex=True, squeeze=False
+    )
     nets = [n for n in NETS if any(n in set(cells["net"]) for cells in pairs.values())]
     for axis, (name, cells) in zip(axes[0], pairs.items(), strict=True):
         cells = cells.set_index("net").reindex(n for n in nets if n in set(cells["net"]))
@@ -151,7 +197,14 @@ def difference_plot(pairs, title):
         clear = (cells["low"] > 0) | (cells["high"] < 0)
         axis.axvline(0, color="#444444", lw=1)
         axis.errorbar(cells["mean"], y, xerr=errors, fmt="none", ecolor="#0072b2", elinewidth=1.5)
-        axis.scatter(cells["mean"], y, s=36, zorder=3, edgecolors="#0072b2", c=np.where(clear, "#0072b2", "white"))
+        axis.scatter(
+            cells["mean"],
+            y,
+            s=36,
+            zorder=3,
+            edgecolors="#0072b2",
+            c=np.where(clear, "#0072b2", "white"),
+        )
         axis.set_yticks(range(len(nets)), nets)
         axis.set_title(f"{name}\n(n = {' or '.join(dict.fromkeys(cells['n']))})", fontsize=10)
         axis.set_xlabel("difference in accuracy (points)")
@@ -178,7 +231,9 @@ def bars(rows, title, order):
             name = None
             axis.errorbar(at, s["mean"], yerr=errors, color="black", lw=1, capsize=2)
             if s["diverged"]:
-                axis.annotate(f"✕{s['diverged']}", (at, s["high"]), ha="center", va="bottom", fontsize=8)
+                axis.annotate(
+                    f"✕{s['diverged']}", (at, s["high"]), ha="center", va="bottom", fontsize=8
+                )
     chance = 100 / 10 if rows["dataset"].iloc[0] in ("cifar10", "digits") else None
     if chance:
         axis.axhline(chance, color="#444444", lw=0.8, ls=":", label="chance")

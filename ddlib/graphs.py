@@ -29,7 +29,9 @@ class Graph:
             return on_streams([self.work], self.device)
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may go on meanwhile
+            with torch.cuda.graph(
+                self.graph, capture_error_mode="thread_local"
+            ):  # other threads may go on meanwhile
                 self.work()
         self.graph.replay()
 

@@ -57,7 +57,9 @@ def default_slice(device):
 
 def synthetic_gradient(net, images, labels):
     """Gradient of the mean cross-entropy over synthetic images, with its graph, so that it can be differentiated again."""
-    return torch.autograd.grad(F.cross_entropy(net(images), labels), matched_parameters(net), create_graph=True)
+    return torch.autograd.grad(
+        F.cross_entropy(net(images), labels), matched_parameters(net), create_graph=True
+    )
 
 
 def draw_batches(data, n, generator):
@@ -110,9 +112,14 @@ def freeze_batchnorm(net, images):
 def set_products(precision, device):
     """Whether float32 products may use a GPU's TF32 units, process-wide: in `tf32`, and beside `bfloat16`'s autocast."""
     if torch.device(device).type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision in ("tf32", "bfloat16")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision in (
+            "tf32",
+            "bfloat16",
+        )
     elif precision == "tf32":
-        raise DDError("precision is 'tf32', which needs a GPU; allowed on a CPU: float32, bfloat16, float64")
+        raise DDError(
+            "precision is 'tf32', which needs a GPU; allowed on a CPU: float32, bfloat16, float64"
+        )
 
 
 def mixed_precision(precision, device):

@@ -23,7 +23,9 @@ ACTIVATIONS = {
 }
 NORMS = {
     "none": lambda width, side: nn.Identity(),
-    "instance": lambda width, side: nn.GroupNorm(width, width),  # as many groups as channels, affine
+    "instance": lambda width, side: nn.GroupNorm(
+        width, width
+    ),  # as many groups as channels, affine
     "batch": lambda width, side: nn.BatchNorm2d(width),
     "layer": lambda width, side: nn.LayerNorm([width, side, side]),
     "group": lambda width, side: nn.GroupNorm(4, width),
@@ -43,7 +45,9 @@ class MeanPool(nn.Module):
             return F.avg_pool2d(images, 2)
         n, channels, height, width = images.shape
         pairs_of_rows = images.reshape(-1, 2 * width)
-        return (pairs_of_rows @ pooling_matrix(width, images.dtype)).view(n, channels, height // 2, width // 2)
+        return (pairs_of_rows @ pooling_matrix(width, images.dtype)).view(
+            n, channels, height // 2, width // 2
+        )
 
 
 @functools.cache
@@ -77,7 +81,9 @@ class MaxPool(nn.Module):
                 return torch.maximum(left, right).view(pooled)
             is_right, is_lower = right > left, lower > upper
             is_lower = torch.where(is_right, is_lower[:, 1::2], is_lower[:, ::2])
-            within = (is_lower.to(torch.uint8) * width + is_right).view(pooled)  # from a square's first pixel
+            within = (is_lower.to(torch.uint8) * width + is_right).view(
+                pooled
+            )  # from a square's first pixel
             index = within + first_pixels(height, width)
         return images.flatten(2).gather(2, index.flatten(2)).view(pooled)
 
@@ -122,7 +128,15 @@ class ConvNet(Net):
     """
 
     def __init__(
-        self, width=128, depth=3, activation="relu", norm="instance", pooling="average", channels=3, side=32, classes=10
+        self,
+        width=128,
+        depth=3,
+        activation="relu",
+        norm="instance",
+        pooling="average",
+        channels=3,
+        side=32,
+        classes=10,
     ):
         super().__init__()
         check_choice("activation", activation, ACTIVATIONS)
@@ -135,7 +149,12 @@ class ConvNet(Net):
         size, layers = 32, []
         for block in range(depth):
             layers += [
-                nn.Conv2d(channels if block == 0 else width, width, 3, padding=1 + extra_padding(side) * (block == 0)),
+                nn.Conv2d(
+                    channels if block == 0 else width,
+                    width,
+                    3,
+                    padding=1 + extra_padding(side) * (block == 0),
+                ),
                 NORMS[norm](width, size),
                 ACTIVATIONS[activation](),
                 POOLINGS[pooling](),
@@ -151,7 +170,11 @@ class MLP(Net):
     def __init__(self, channels=3, side=32, classes=10):
         super().__init__()
         self.features = nn.Sequential(
-            nn.Flatten(), nn.Linear(channels * side * side, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()
+            nn.Flatten(),
+            nn.Linear(channels * side * side, 128),
+            nn.ReLU(),
+            nn.Linear(128, 128),
+            nn.ReLU(),
         )
         self.classifier = nn.Linear(128, classes)
 
@@ -164,10 +187,18 @@ class LeNet(Net):
     def __init__(self, channels=3, side=32, classes=10):
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(channels, 6, 5, padding=extra_padding(side)), nn.ReLU(), MaxPool(),
-            nn.Conv2d(6, 16, 5), nn.ReLU(), MaxPool(),
-            nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(channels, 6, 5, padding=extra_padding(side)),
+            nn.ReLU(),
+            MaxPool(),
+            nn.Conv2d(6, 16, 5),
+            nn.ReLU(),
+            MaxPool(),
+            nn.Flatten(),
+            nn.Linear(400, 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+        )
         self.classifier = nn.Linear(84, classes)
 
 
@@ -182,10 +213,15 @@ class AlexNet(Net):
         pad = 2 + extra_padding(side)
         a, b, c = (scaled(width, width_factor) for width in (128, 192, 256))
         self.features = nn.Sequential(
-            *conv_block(channels, a, norm, 32, kernel=5, padding=pad), MaxPool(),
-            *conv_block(a, b, norm, 16, kernel=5, padding=2), MaxPool(),
-            *conv_block(b, c, norm, 8), *conv_block(c, b, norm, 8), *conv_block(b, b, norm, 8), MaxPool(),
-        )  # fmt: skip
+            *conv_block(channels, a, norm, 32, kernel=5, padding=pad),
+            MaxPool(),
+            *conv_block(a, b, norm, 16, kernel=5, padding=2),
+            MaxPool(),
+            *conv_block(b, c, norm, 8),
+            *conv_block(c, b, norm, 8),
+            *conv_block(b, b, norm, 8),
+            MaxPool(),
+        )
         self.classifier = nn.Linear(b * 16, classes)
         self.channels_last = norm == "none"
 
@@ -202,7 +238,9 @@ class VGG11(Net):
         layers, size, previous = [], 32, channels
         for stage in ([64], [128], [256, 256], [512, 512], [512, 512]):
             for width in (scaled(w, width_factor) for w in stage):
-                layers += conv_block(previous, width, norm, size, padding=1 + extra_padding(side) * (not layers))
+                layers += conv_block(
+                    previous, width, norm, size, padding=1 + extra_padding(side) * (not layers)
+                )
                 previous = width
             layers.append(MaxPool())
             size //= 2
@@ -220,7 +258,9 @@ class ResNet18(Net):
     def __init__(self, width_factor=1.0, norm="instance", channels=3, side=32, classes=10):
         super().__init__()
         widths = [scaled(width, width_factor) for width in (64, 128, 256, 512)]
-        blocks = conv_block(channels, widths[0], norm, 32, padding=1 + extra_padding(side), bias=False)
+        blocks = conv_block(
+            channels, widths[0], norm, 32, padding=1 + extra_padding(side), bias=False
+        )
         previous, size = widths[0], 32
         for stage, width in enumerate(widths):
             for stride in (1 if stage == 0 else 2, 1):
@@ -242,7 +282,9 @@ class BasicBlock(nn.Module):
         )
         self.shortcut = nn.Identity()
         if stride != 1 or inputs != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride=stride, bias=False), NORMS[norm](width, size))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, width, 1, stride=stride, bias=False), NORMS[norm](width, size)
+            )
 
     def forward(self, x):
         return torch.relu(self.residual(x) + self.shortcut(x))

@@ -67,9 +67,15 @@ class Evaluation:
     sweep: tuple = field(default=(), compare=False)  # with tau None: the pieces that decide on it
 
     def __str__(self):
-        how = self.protocol + (f" tau {self.tau:g}" if self.tau else "") + (" with teacher" if self.teacher else "")
+        how = (
+            self.protocol
+            + (f" tau {self.tau:g}" if self.tau else "")
+            + (" with teacher" if self.teacher else "")
+        )
         m = self.made
-        where = f"{m.pool}, ipc {m.ipc}, seed {m.seed}, iteration {m.iteration}" + "".join(f", {k} {v}" for k, v in m.changes)
+        where = f"{m.pool}, ipc {m.ipc}, seed {m.seed}, iteration {m.iteration}" + "".join(
+            f", {k} {v}" for k, v in m.changes
+        )
         return f"test {where}: {self.n} {self.net}, {how}"
 
 
@@ -88,7 +94,9 @@ def plan(profile, n=None):
                     for k in profile.reported:
                         for pool in pools:
                             for seed in some:
-                                pieces += plain(profile, Distillation(pool, ipc, seed, k, changes), n)
+                                pieces += plain(
+                                    profile, Distillation(pool, ipc, seed, k, changes), n
+                                )
     return pieces
 
 
@@ -104,14 +112,21 @@ def compared(profile, ipc, iteration, seeds, n):
     for net in nets:
         for m in made:
             first = Distillation(m.pool, ipc, profile.seeds[0], profile.reported[0])
-            sweep = tuple(Evaluation(first, net, profile.n_sweep, "kd", "ConvNet", tau, "both") for tau in profile.taus)
+            sweep = tuple(
+                Evaluation(first, net, profile.n_sweep, "kd", "ConvNet", tau, "both")
+                for tau in profile.taus
+            )
             if m == first:
                 pieces += sweep
             pieces.append(Evaluation(m, net, n, "kd", "ConvNet", sweep=sweep))
     pieces += [Evaluation(m, net, audited, "authors-2023", "ConvNet") for net in nets for m in made]
     if iteration == profile.reported[0]:  # accuracy against iteration
         before = [k for k in profile.snapshots if k < iteration]
-        pieces += [Evaluation(Distillation(m.pool, ipc, m.seed, k), "ConvNet", n) for m in made for k in before]
+        pieces += [
+            Evaluation(Distillation(m.pool, ipc, m.seed, k), "ConvNet", n)
+            for m in made
+            for k in before
+        ]
     return pieces
 
 
@@ -128,7 +143,17 @@ class Slices:
     out, with net or protocol all distillations.
     """
 
-    def __init__(self, store=None, settings=None, device="auto", data_root=None, n=None, until=None, jobs=1, **only):
+    def __init__(
+        self,
+        store=None,
+        settings=None,
+        device="auto",
+        data_root=None,
+        n=None,
+        until=None,
+        jobs=1,
+        **only,
+    ):
         self.study = Study("paper", settings, store, device, data_root)
         p = self.study.profile
         pools, ipcs = (*PRESETS, "random_real"), (*p.ipcs, *LATER_IPCS)
@@ -136,14 +161,23 @@ class Slices:
         for name, values in only.items():
             for value in values or ():
                 check_choice(name, value, known[name])
-        self.archives, self.jobs, self.interrupted = self.study.out / "slices", check_range("jobs", jobs, 1), False
+        self.archives, self.jobs, self.interrupted = (
+            self.study.out / "slices",
+            check_range("jobs", jobs, 1),
+            False,
+        )
         unpack(self.study.runs, self.archives)
         self.pieces = [piece for piece in plan(p, n) if wanted(piece, until, **only)]
-        self.synset, self.folder = functools.lru_cache(maxsize=8)(self.load), functools.cache(self.find_folder)
+        self.synset, self.folder = (
+            functools.lru_cache(maxsize=8)(self.load),
+            functools.cache(self.find_folder),
+        )
 
     def config(self, made):
         """The `DistillConfig` of a distillation."""
-        return self.study.profile.distill_config(made.pool, made.seed, made.ipc, **dict(made.changes))
+        return self.study.profile.distill_config(
+            made.pool, made.seed, made.ipc, **dict(made.changes)
+        )
 
     def find_folder(self, made):
         """Where a distillation lies: the notebooks find it there."""
@@ -156,13 +190,18 @@ class Slices:
         return SyntheticSet.load(self.folder(made) / snapshot_name(made.iteration))
 
     def exists(self, made):
-        return made.pool == "random_real" or (self.folder(made) / snapshot_name(made.iteration)).is_file()
+        return (
+            made.pool == "random_real"
+            or (self.folder(made) / snapshot_name(made.iteration)).is_file()
+        )
 
     def left(self, piece):
         """What is left of a piece: iterations, or rows."""
         if isinstance(piece, Distillation):
             return 0 if self.exists(piece) else piece.iteration - self.iterations_done(piece)
-        return self.size(piece) - (len(self.rows(piece, self.tau(piece))) if self.ready(piece) else 0)
+        return self.size(piece) - (
+            len(self.rows(piece, self.tau(piece))) if self.ready(piece) else 0
+        )
 
     def iterations_done(self, made):
         """How far a distillation had come when it last saved its log."""
@@ -175,7 +214,10 @@ class Slices:
             return piece.tau
         if any(self.left(one) for one in piece.sweep):
             return None
-        found = {one.tau: [r["accuracy"] for r in self.rows(one, one.tau) if r["split"] == "val"] for one in piece.sweep}
+        found = {
+            one.tau: [r["accuracy"] for r in self.rows(one, one.tau) if r["split"] == "val"]
+            for one in piece.sweep
+        }
         return max(found, key=lambda tau: sum(found[tau]) / len(found[tau]))
 
     def rows(self, piece, tau):
@@ -185,9 +227,16 @@ class Slices:
             row
             for seed in range(piece.n)
             for row in identities(
-                synset, self.study.data, piece.protocol, piece.net, seed, piece.teacher, piece.split, config
+                synset,
+                self.study.data,
+                piece.protocol,
+                piece.net,
+                seed,
+                piece.teacher,
+                piece.split,
+                config,
             )
-        ]  # fmt: skip
+        ]
         return [found for row in wanted if (found := self.study.results.get(row)) is not None]
 
     def eval_config(self, tau):
@@ -197,20 +246,36 @@ class Slices:
         """Make the rows of an evaluation that are not there yet, until `stop()`."""
         study = self.study
         evaluate(
-            self.synset(piece.made), study.data, [piece.net], piece.protocol, piece.n, teacher=piece.teacher,
-            split=piece.split, config=self.eval_config(tau), results=study.results, progress=False, stop=stop,
-        )  # fmt: skip
+            self.synset(piece.made),
+            study.data,
+            [piece.net],
+            piece.protocol,
+            piece.n,
+            teacher=piece.teacher,
+            split=piece.split,
+            config=self.eval_config(tau),
+            results=study.results,
+            progress=False,
+            stop=stop,
+        )
 
     def work(self, piece, deadline):
         """Work on a piece until it is done or the deadline (`time.monotonic()`) has come."""
         if isinstance(piece, Distillation):
             distill(
-                self.config(piece), self.study.data, store=self.folder(piece), progress=sys.stderr.isatty(),
-                stop=lambda k: k >= piece.iteration or self.interrupted or time.monotonic() > deadline,
-            )  # fmt: skip
+                self.config(piece),
+                self.study.data,
+                store=self.folder(piece),
+                progress=sys.stderr.isatty(),
+                stop=lambda k: (
+                    k >= piece.iteration or self.interrupted or time.monotonic() > deadline
+                ),
+            )
         elif self.ready(piece):
             at_once = len(groups(range(piece.n), self.study.device)[0])
-            needed = self.flops(piece) / piece.n * at_once / self.rates().get("evaluation", float("inf"))
+            needed = (
+                self.flops(piece) / piece.n * at_once / self.rates().get("evaluation", float("inf"))
+            )
             self.evaluate(piece, self.tau(piece), stop=lambda: time.monotonic() + needed > deadline)
 
     def ready(self, piece):
@@ -223,7 +288,10 @@ class Slices:
         """The piece at `index`, and up to `jobs` unfinished distillations from there on that can be made at the same time."""
         pieces = [self.pieces[index]]
         for piece in self.pieces[index + 1 :]:
-            if not all(isinstance(p, Distillation) for p in (piece, pieces[0])) or len(pieces) == self.jobs:
+            if (
+                not all(isinstance(p, Distillation) for p in (piece, pieces[0]))
+                or len(pieces) == self.jobs
+            ):
                 break
             if self.left(piece) and self.folder(piece) not in map(self.folder, pieces):
                 pieces.append(piece)
@@ -235,7 +303,11 @@ class Slices:
             return self.work(pieces[0], deadline)
 
         def alone(piece):
-            with torch.cuda.stream(torch.cuda.Stream()) if self.study.device.type == "cuda" else contextlib.nullcontext():
+            with (
+                torch.cuda.stream(torch.cuda.Stream())
+                if self.study.device.type == "cuda"
+                else contextlib.nullcontext()
+            ):
                 self.work(piece, deadline)
 
         with ThreadPoolExecutor(len(pieces)) as threads:
@@ -256,23 +328,40 @@ class Slices:
                 continue
             self.side_by_side(self.together(number - 1), started + budget)
             left, seconds = self.left(piece), time.monotonic() - since
-            say(f"[{number}/{len(self.pieces)}] {piece}: {f'{left} left' if left else 'done'}, {seconds:.0f} s")
+            say(
+                f"[{number}/{len(self.pieces)}] {piece}: {f'{left} left' if left else 'done'}, {seconds:.0f} s"
+            )
         return pack(self.study.runs, self.archives, begun)
 
     def publish(self, folder):
         """Copy the rows to `folder`/results, and seed 0's latest set of both methods to `folder`/sets; returns the paths."""
         name = f"{self.study.name}.csv"
-        written = [write_atomic(folder / "results" / name, self.study.results.frame().to_csv(index=False))]
-        latest = {(m.pool, m.ipc): m for m in self.pieces if isinstance(m, Distillation) and self.is_shown(m)}
+        written = [
+            write_atomic(folder / "results" / name, self.study.results.frame().to_csv(index=False))
+        ]
+        latest = {
+            (m.pool, m.ipc): m
+            for m in self.pieces
+            if isinstance(m, Distillation) and self.is_shown(m)
+        }
         for made in latest.values():
             synset = self.load(made)
-            path = folder / "sets" / f"{self.study.name}-ipc{made.ipc}-{made.pool}-s{made.seed}.safetensors"
+            path = (
+                folder
+                / "sets"
+                / f"{self.study.name}-ipc{made.ipc}-{made.pool}-s{made.seed}.safetensors"
+            )
             synset.save(path)
             written.append(path)
         return written
 
     def is_shown(self, made):
-        return made.pool in METHODS and made.seed == self.study.profile.seeds[0] and not made.changes and self.exists(made)
+        return (
+            made.pool in METHODS
+            and made.seed == self.study.profile.seeds[0]
+            and not made.changes
+            and self.exists(made)
+        )
 
     def flops(self, piece):
         """Floating-point operations that a piece takes in all (an evaluation), or for one iteration (a distillation)."""
@@ -281,20 +370,36 @@ class Slices:
         if isinstance(piece, Distillation):
             outer, inner = loops(piece.ipc)
             images = outer * (p.batch_real + 3 * piece.ipc) + (outer - 1) * inner * piece.ipc
-            return GRADIENT * classes * images * forward_flops("ConvNet", p.width, p.width_factor, data.shape)
+            return (
+                GRADIENT
+                * classes
+                * images
+                * forward_flops("ConvNet", p.width, p.width_factor, data.shape)
+            )
         tested = sum(len(data.split(name)[1]) for name in splits(piece.split))
         trained = GRADIENT * p.epochs * classes * piece.made.ipc
-        return piece.n * (trained + tested) * forward_flops(piece.net, p.width, p.width_factor, data.shape)
+        return (
+            piece.n
+            * (trained + tested)
+            * forward_flops(piece.net, p.width, p.width_factor, data.shape)
+        )
 
     def rates(self):
         """FLOP/s measured on this hardware, by kind of piece; a kind that was not measured here is missing."""
         here, rates = device_name(self.study.device), {}
         p, data = self.study.profile, self.study.data
         rows = self.study.results.frame()
-        rows = rows[(rows["device"] == here) & (rows["split"] == "test") & (rows["teacher"] == "") & (rows["ipc"] < 100)]
+        rows = rows[
+            (rows["device"] == here)
+            & (rows["split"] == "test")
+            & (rows["teacher"] == "")
+            & (rows["ipc"] < 100)
+        ]
         if len(rows):
             images = GRADIENT * rows["epochs"] * rows["ipc"] * len(data.classes) + len(data.y_test)
-            one = rows["net"].map(lambda net: forward_flops(net, p.width, p.width_factor, data.shape))
+            one = rows["net"].map(
+                lambda net: forward_flops(net, p.width, p.width_factor, data.shape)
+            )
             rates["evaluation"] = float((images * one).sum() / rows["seconds"].sum())
         made = [m for m in self.pieces if isinstance(m, Distillation) and self.exists(m)]
         made = [m for m in made if self.synset(m).provenance["device"] == here]
@@ -306,7 +411,9 @@ class Slices:
     def size(self, piece):
         """All units of a piece: iterations since the reported one before, or rows."""
         if isinstance(piece, Distillation):
-            return piece.iteration - max((k for k in self.study.profile.reported if k < piece.iteration), default=0)
+            return piece.iteration - max(
+                (k for k in self.study.profile.reported if k < piece.iteration), default=0
+            )
         return piece.n * len(splits(piece.split))
 
     def status(self):
@@ -320,9 +427,21 @@ class Slices:
             work = self.flops(piece) * (left if kind == "distillation" else left / size)
             seconds = work / rates.get(kind, float("nan")) if left else 0.0
             lines.append(
-                {"ipc": made.ipc, "seed": made.seed, "kind": kind, "pieces": 1, "done": int(not left), "seconds": seconds}
+                {
+                    "ipc": made.ipc,
+                    "seed": made.seed,
+                    "kind": kind,
+                    "pieces": 1,
+                    "done": int(not left),
+                    "seconds": seconds,
+                }
             )
-        return pd.DataFrame(lines).groupby(["ipc", "seed", "kind"], sort=False).agg(lambda v: v.sum(skipna=False)).reset_index()
+        return (
+            pd.DataFrame(lines)
+            .groupby(["ipc", "seed", "kind"], sort=False)
+            .agg(lambda v: v.sum(skipna=False))
+            .reset_index()
+        )
 
 
 GRADIENT = 3  # a gradient costs about three forward passes
@@ -336,7 +455,9 @@ def forward_flops(net, width, width_factor, shape):
     built, counts = build_net(net, channels=channels, side=side, classes=classes, **options), []
     for layer in built.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            layer.register_forward_hook(lambda layer, _, out: counts.append(2 * layer.weight[0].numel() * out.numel()))
+            layer.register_forward_hook(
+                lambda layer, _, out: counts.append(2 * layer.weight[0].numel() * out.numel())
+            )
     with torch.no_grad():
         built(torch.zeros(1, channels, side, side))
     return sum(counts)
@@ -345,7 +466,10 @@ def forward_flops(net, width, width_factor, shape):
 def wanted(piece, until=None, ipc=None, seed=None, pool=None, net=None, protocol=None):
     """Whether the filters of a slice let a piece through."""
     made = piece if isinstance(piece, Distillation) else piece.made
-    fits = all(not some or value in some for value, some in ((made.ipc, ipc), (made.seed, seed), (made.pool, pool)))
+    fits = all(
+        not some or value in some
+        for value, some in ((made.ipc, ipc), (made.seed, seed), (made.pool, pool))
+    )
     fits = fits and (until is None or made.iteration <= until)
     if isinstance(piece, Distillation):
         return fits and not net and not protocol
@@ -364,7 +488,13 @@ def duration(seconds):
     """Seconds for people: "40 s", "12 min", "3.5 h", "unknown"."""
     if seconds != seconds:
         return "unknown"
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def print_status(slices):
@@ -373,32 +503,60 @@ def print_status(slices):
     print(f"on {device_name(slices.study.device)}; times from what was measured on it")
     shown = lines.assign(left=lines["seconds"].map(duration)).drop(columns="seconds")
     print(shown.to_string(index=False))
-    print(f"{lines['done'].sum()} of {lines['pieces'].sum()} pieces done; left: {duration(lines['seconds'].sum(skipna=False))}")
+    print(
+        f"{lines['done'].sum()} of {lines['pieces'].sum()} pieces done; left: {duration(lines['seconds'].sum(skipna=False))}"
+    )
     following = next((p for p in slices.pieces if slices.left(p)), None)
     print(f"next: {following}" if following else "everything is done")
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(prog="python -m ddlib.paper", description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=("run", "status", "publish"), help="publish: copy rows and sets to paper/")
-    parser.add_argument("--store", default=None, help="folder of the study (default: this repository)")
+    parser = argparse.ArgumentParser(
+        prog="python -m ddlib.paper", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "command",
+        choices=("run", "status", "publish"),
+        help="publish: copy rows and sets to paper/",
+    )
+    parser.add_argument(
+        "--store", default=None, help="folder of the study (default: this repository)"
+    )
     parser.add_argument("--budget", default="8m", help="of this slice: 90s, 8m, 2h (default: 8m)")
-    parser.add_argument("--n", type=int, default=None, help="nets per cell (default: the profile's 10)")
+    parser.add_argument(
+        "--n", type=int, default=None, help="nets per cell (default: the profile's 10)"
+    )
     parser.add_argument("--ipc", type=int, action="append", help="only this ipc")
     parser.add_argument("--pool", action="append", help="only this pool, or random_real")
-    parser.add_argument("--protocol", action="append", help=f"evaluate only under this one of {', '.join(PROTOCOLS)}")
+    parser.add_argument(
+        "--protocol",
+        action="append",
+        help=f"evaluate only under this one of {', '.join(PROTOCOLS)}",
+    )
     parser.add_argument("--until", type=int, default=None, help="only up to this iteration")
     parser.add_argument("--seed", type=int, action="append", help="only this distillation seed")
     parser.add_argument("--net", action="append", help="evaluate only this net")
-    parser.add_argument("--jobs", type=int, default=1, help="distillations at the same time (default: 1)")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override a setting of the profile")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="distillations at the same time (default: 1)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override a setting of the profile",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--data-root", default=None, help="where CIFAR-10 lies or is downloaded to (default: data/)")
+    parser.add_argument(
+        "--data-root", default=None, help="where CIFAR-10 lies or is downloaded to (default: data/)"
+    )
     a = parser.parse_args(words)
     try:
         budget = parse_duration(a.budget)
         only = {name: getattr(a, name) for name in ("ipc", "seed", "pool", "net", "protocol")}
-        slices = Slices(a.store, parse_settings(a.set), a.device, a.data_root, a.n, a.until, a.jobs, **only)
+        slices = Slices(
+            a.store, parse_settings(a.set), a.device, a.data_root, a.n, a.until, a.jobs, **only
+        )
         if a.command == "status":
             print_status(slices)
             return 0

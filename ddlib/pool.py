@@ -37,22 +37,51 @@ class ModelPool:
     """
 
     def __init__(self, members, warmup=0, shape=(3, 32, 10), name="custom"):
-        self.members, self.warmup, self.shape, self.name = tuple(members), warmup, tuple(shape), name
+        self.members, self.warmup, self.shape, self.name = (
+            tuple(members),
+            warmup,
+            tuple(shape),
+            name,
+        )
         if not self.members:
             raise DDError("the pool is empty; it needs at least one Member")
-        self.probabilities = torch.tensor([m.probability for m in self.members], dtype=torch.float64)
-        if not ((self.probabilities >= 0).all() and abs(float(self.probabilities.sum()) - 1) <= 1e-6):
+        self.probabilities = torch.tensor(
+            [m.probability for m in self.members], dtype=torch.float64
+        )
+        if not (
+            (self.probabilities >= 0).all() and abs(float(self.probabilities.sum()) - 1) <= 1e-6
+        ):
             values = [m.probability for m in self.members]
-            raise DDError(f"pool probabilities {values} sum to {sum(values):g}; they must be at least 0 and sum to 1")
-        with torch.device("meta"):  # every member must build, found out now and not at iteration 900
+            raise DDError(
+                f"pool probabilities {values} sum to {sum(values):g}; they must be at least 0 and sum to 1"
+            )
+        with torch.device(
+            "meta"
+        ):  # every member must build, found out now and not at iteration 900
             for member in self.members:
-                for option in [k for k, v in member.options.items() if isinstance(v, list)] or [None]:
+                for option in [k for k, v in member.options.items() if isinstance(v, list)] or [
+                    None
+                ]:
                     for choice in member.options.get(option, [None]):
-                        first = {k: v[0] if isinstance(v, list) else v for k, v in member.options.items()}
-                        self.build({"net": member.net} | first | ({option: choice} if option else {}))
+                        first = {
+                            k: v[0] if isinstance(v, list) else v for k, v in member.options.items()
+                        }
+                        self.build(
+                            {"net": member.net} | first | ({option: choice} if option else {})
+                        )
 
     @classmethod
-    def preset(cls, name, main_prob=0.9, width=128, depth=3, width_factor=1.0, similar_depth=None, warmup=0, shape=(3, 32, 10)):
+    def preset(
+        cls,
+        name,
+        main_prob=0.9,
+        width=128,
+        depth=3,
+        width_factor=1.0,
+        similar_depth=None,
+        warmup=0,
+        shape=(3, 32, 10),
+    ):
         """One of the paper's pools: `main`, `total_random`, `main_plus_others` or `main_plus_similar`.
 
         `main_prob` is the main model's probability in the last two. `similar_depth` is the depth of the similar ConvNets
@@ -65,14 +94,19 @@ class ModelPool:
         rest = 1 - main_prob
         members = {
             "main": [Member(1.0, "ConvNet", convnet)],
-            "total_random": [Member(0.25, "ConvNet", convnet), *(Member(0.25, net, o) for net, o in others)],
+            "total_random": [
+                Member(0.25, "ConvNet", convnet),
+                *(Member(0.25, net, o) for net, o in others),
+            ],
             "main_plus_others": [
                 Member(main_prob, "ConvNet", convnet),
                 *(Member(rest / len(others), net, o) for net, o in others),
             ],
             "main_plus_similar": [
                 Member(main_prob, "ConvNet", convnet),
-                Member(rest, "ConvNet", {"width": width, "depth": similar_depth or depth, **SIMILAR}),
+                Member(
+                    rest, "ConvNet", {"width": width, "depth": similar_depth or depth, **SIMILAR}
+                ),
             ],
         }[name]
         return cls(members, warmup, shape, name)
@@ -82,7 +116,9 @@ class ModelPool:
         if iteration is not None and iteration <= self.warmup:
             member = self.members[0]
         else:
-            member = self.members[int(torch.multinomial(self.probabilities, 1, generator=generator))]
+            member = self.members[
+                int(torch.multinomial(self.probabilities, 1, generator=generator))
+            ]
         choices = {}
         for option, value in member.options.items():
             if isinstance(value, list):
@@ -94,7 +130,9 @@ class ModelPool:
         """The net of a description, freshly initialised from `generator`."""
         channels, side, classes = self.shape
         options = {k: v for k, v in description.items() if k != "net"}
-        return build_net(description["net"], generator, channels=channels, side=side, classes=classes, **options)
+        return build_net(
+            description["net"], generator, channels=channels, side=side, classes=classes, **options
+        )
 
     def sample(self, generator, iteration=None, weights=None):
         """Draw an architecture from `generator` and fresh weights from `weights` (default: the same generator).
@@ -107,13 +145,18 @@ class ModelPool:
     def to_dict(self):
         """The pool as JSON-able data; `ModelPool.from_dict` is its inverse."""
         return {
-            "name": self.name, "warmup": self.warmup, "shape": list(self.shape), "members": [asdict(m) for m in self.members]
-        }  # fmt: skip
+            "name": self.name,
+            "warmup": self.warmup,
+            "shape": list(self.shape),
+            "members": [asdict(m) for m in self.members],
+        }
 
     @classmethod
     def from_dict(cls, data):
         """A pool from `to_dict`'s data."""
-        return cls([Member(**m) for m in data["members"]], data["warmup"], data["shape"], data["name"])
+        return cls(
+            [Member(**m) for m in data["members"]], data["warmup"], data["shape"], data["name"]
+        )
 
 
 def label(description):

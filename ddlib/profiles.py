@@ -24,10 +24,19 @@ class Profile:
     seeds: tuple[int, ...] = (0, 1, 2)  # distillation seeds
     iterations: int = 3000
     snapshots: tuple[int, ...] = (1000, 2000, 3000)
-    report: tuple[int, ...] = (1000, 2000)  # iterations that the tables show besides the last; each is a snapshot too
-    pools: tuple[str, ...] = ("total_random", "main_plus_others", "main_plus_similar")  # 02: Table 5, beside the main model
+    report: tuple[int, ...] = (
+        1000,
+        2000,
+    )  # iterations that the tables show besides the last; each is a snapshot too
+    pools: tuple[str, ...] = (
+        "total_random",
+        "main_plus_others",
+        "main_plus_similar",
+    )  # 02: Table 5, beside the main model
     main_prob: float = 0.9
-    main_probs: tuple[float, ...] = ()  # 02: more points of the curve over the main model's probability
+    main_probs: tuple[
+        float, ...
+    ] = ()  # 02: more points of the curve over the main model's probability
     warmup: int = 0
     similar_depth: int | None = None
     batch_real: int = 256
@@ -42,7 +51,13 @@ class Profile:
     epochs: int = 301
     alpha: float = 0.5
     tau: float = 1.5  # used where nothing is chosen
-    taus: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0, 8.0)  # candidates of the sweep on validation images
+    taus: tuple[float, ...] = (
+        1.0,
+        1.5,
+        2.0,
+        4.0,
+        8.0,
+    )  # candidates of the sweep on validation images
     n_sweep: int = 2  # nets per candidate
     full_nets: tuple[str, ...] = ()  # nets trained on the full data
     full_epochs: int = 20
@@ -53,7 +68,9 @@ class Profile:
     def __post_init__(self):
         check_types(self)
         if not set(self.reported) <= {*self.snapshots, self.iterations}:
-            raise DDError(f"report is {self.report}; allowed: {(*self.snapshots, self.iterations)} (snapshots, iterations)")
+            raise DDError(
+                f"report is {self.report}; allowed: {(*self.snapshots, self.iterations)} (snapshots, iterations)"
+            )
         for pool in self.pools:
             check_choice("pool", pool, PRESETS)
         for net in (*self.nets, *self.full_nets):
@@ -81,8 +98,20 @@ class Profile:
 
     def distill_config(self, pool, seed, ipc=None, **changes):
         """The `DistillConfig` of one distillation of this study."""
-        names = ("iterations", "main_prob", "warmup", "similar_depth", "batch_real", "batch_bn", "width", "width_factor",
-                 "outer", "inner", "precision", "slice_size")  # fmt: skip
+        names = (
+            "iterations",
+            "main_prob",
+            "warmup",
+            "similar_depth",
+            "batch_real",
+            "batch_bn",
+            "width",
+            "width_factor",
+            "outer",
+            "inner",
+            "precision",
+            "slice_size",
+        )
         settings = {n: getattr(self, n) for n in names} | {
             "ipc": self.ipcs[0] if ipc is None else ipc,
             "pool": pool,

@@ -10,7 +10,9 @@ VARIABLE = "DDLIB_PROGRESS"  # set by the launcher: a file that it copies to the
 def bar(total, description, initial=0, show=True):
     """A tqdm bar of `total` steps. `TQDM_DISABLE=1` hides all bars."""
     options = {"total": total, "desc": description, "initial": initial, "leave": False}
-    if not show or os.environ.get("TQDM_DISABLE") == "1":  # tqdm's notebook bars overlook the variable
+    if (
+        not show or os.environ.get("TQDM_DISABLE") == "1"
+    ):  # tqdm's notebook bars overlook the variable
         return tqdm(**options, disable=True)
     if path := os.environ.get(VARIABLE):
         from tqdm import tqdm as plain

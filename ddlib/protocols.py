@@ -31,7 +31,9 @@ def authors_loss(logits, labels, teacher_logits, alpha, tau, epoch):
     loss = (1 - alpha) * F.cross_entropy(logits, labels)
     if teacher_logits is None:
         return loss
-    student, teacher = (torch.softmax(v, 1).clamp(min=SMALLEST_PROBABILITY) for v in (logits, teacher_logits))
+    student, teacher = (
+        torch.softmax(v, 1).clamp(min=SMALLEST_PROBABILITY) for v in (logits, teacher_logits)
+    )
     kl = (student * (student.log() - teacher.log())).sum(1).mean()
     return loss + alpha * (tau * TAU_DECAY**epoch) ** 3 * kl
 
@@ -44,7 +46,9 @@ def make_loss(protocol, labels, teacher_logits, config):
     if protocol == "kd":
         if teacher_logits is None:
             raise DDError("protocol 'kd' needs a teacher")
-        return lambda logits, batch, epoch: kd_loss(logits, labels[batch], teacher_logits[batch], config.alpha, config.tau)
+        return lambda logits, batch, epoch: kd_loss(
+            logits, labels[batch], teacher_logits[batch], config.alpha, config.tau
+        )
     return lambda logits, batch, epoch: authors_loss(
         logits,
         labels[batch],

@@ -11,7 +11,18 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from . import audit_figures, figures, tables
-from .audit import ALONE, MISSING, QUESTIONS, audit, differences, diverged_counts, nearest, scope, sentence, signed
+from .audit import (
+    ALONE,
+    MISSING,
+    QUESTIONS,
+    audit,
+    differences,
+    diverged_counts,
+    nearest,
+    scope,
+    sentence,
+    signed,
+)
 from .claims import CLAIMS, claims
 from .errors import DDError, check_choice
 from .profiles import PROFILES
@@ -25,14 +36,22 @@ from .synset import load_synset
 PAPER = ROOT / "paper"
 SMALL = "cifar10-small"  # the study with several distillations, which stands beside any other
 INSTALL = "the report needs typst, which is not installed; run: pip install typst"
-PROTOCOLS = {"fair": ["random real images", "baseline", "model pool", "KD", "model pool + KD"],
-             "authors-2023": ["baseline", "model pool", "KD", "model pool + KD"]}  # fmt: skip
+PROTOCOLS = {
+    "fair": ["random real images", "baseline", "model pool", "KD", "model pool + KD"],
+    "authors-2023": ["baseline", "model pool", "KD", "model pool + KD"],
+}
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(prog="python -m ddlib.report", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="paper", help=f"the main study: {', '.join(PROFILES)} (default: paper)")
-    parser.add_argument("--out", default=PAPER / "report.pdf", help="the PDF to write (default: paper/report.pdf)")
+    parser = argparse.ArgumentParser(
+        prog="python -m ddlib.report", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--profile", default="paper", help=f"the main study: {', '.join(PROFILES)} (default: paper)"
+    )
+    parser.add_argument(
+        "--out", default=PAPER / "report.pdf", help="the PDF to write (default: paper/report.pdf)"
+    )
     arguments = parser.parse_args(words)
     try:
         print(build(arguments.profile, arguments.out))
@@ -42,7 +61,9 @@ def main(words=None):
     return 0
 
 
-def build(profile="paper", out=PAPER / "report.pdf", results=PAPER / "results", folder=PAPER / "build"):
+def build(
+    profile="paper", out=PAPER / "report.pdf", results=PAPER / "results", folder=PAPER / "build"
+):
     """Make the PDF `out` from `results`/*.csv by way of the build folder; returns its path.
 
     The main study is `profile`, if it has rows; the study `SMALL` stands beside it. Raises `DDError` for an unknown profile,
@@ -50,9 +71,15 @@ def build(profile="paper", out=PAPER / "report.pdf", results=PAPER / "results", 
     """
     check_choice("profile", profile, PROFILES)
     folder, out = Path(folder), Path(out)
-    studies = [name for name in dict.fromkeys([profile, SMALL]) if (Path(results) / f"{name}.csv").is_file()]
+    studies = [
+        name
+        for name in dict.fromkeys([profile, SMALL])
+        if (Path(results) / f"{name}.csv").is_file()
+    ]
     if not studies:
-        raise DDError(f"no rows for the report; needed: {Path(results) / profile}.csv or {SMALL}.csv beside it")
+        raise DDError(
+            f"no rows for the report; needed: {Path(results) / profile}.csv or {SMALL}.csv beside it"
+        )
     typst = import_typst()
     folder.mkdir(parents=True, exist_ok=True)
     rows = {name: read_rows(Path(results) / f"{name}.csv") for name in studies}
@@ -74,7 +101,9 @@ def import_typst():
 def compile_typst(typst, folder, **options):
     """The compiled report of a build folder as bytes; the same input gives the same bytes."""
     try:
-        return typst.compile(folder / "report.typ", root=folder, ignore_system_fonts=True, **options)
+        return typst.compile(
+            folder / "report.typ", root=folder, ignore_system_fonts=True, **options
+        )
     except typst.TypstError as error:
         raise DDError(f"typst: {str(error).splitlines()[0]}") from error
 
@@ -89,7 +118,11 @@ def content(profile, rows, folder):
         "images": images_figure(folder),
         "claims": list(CLAIMS.values()),
         "limits": limits(profile, rows),
-        "protocol": {"decay": TAU_DECAY, "prob": PROFILES["paper"].main_prob, "alpha": PROFILES["paper"].alpha},
+        "protocol": {
+            "decay": TAU_DECAY,
+            "prob": PROFILES["paper"].main_prob,
+            "alpha": PROFILES["paper"].alpha,
+        },
     }
 
 
@@ -124,7 +157,9 @@ def table_content(rows, profile, number):
     """Table 4 or 5 as the report shows it: per ipc one block at its best-covered iteration, an empty cell where none is."""
     rows = table_rows(rows)
     cells = tables.table(rows, number, profile.reported)
-    blocks = [table_block(cells[cells["ipc"] == ipc], ipc, number, profile.nets) for ipc in profile.ipcs]
+    blocks = [
+        table_block(cells[cells["ipc"] == ipc], ipc, number, profile.nets) for ipc in profile.ipcs
+    ]
     caption = tables.caption(cells, rows, profile, number).partition("** ")[2]
     caption = caption if number == 4 else caption.partition(". ")[0] + ", as above."
     for mark in ("`", "\\"):
@@ -147,13 +182,21 @@ def table_block(cells, ipc, number, nets):
         for m in ms
     ]
     published = cells["published_iteration"].dropna()
-    return {"ipc": ipc, "iteration": iteration, "published": int(published.max()) if len(published) else None, "lines": lines}
+    return {
+        "ipc": ipc,
+        "iteration": iteration,
+        "published": int(published.max()) if len(published) else None,
+        "lines": lines,
+    }
 
 
 def table_line(cells, protocol, method, nets):
     """One method of a table, by net."""
     by_net, n = cells.set_index("net"), tables.most_common(cells["n"]) if len(cells) else ""
-    shown = [{"text": tables.cell_text(by_net, net, n), "published": published_text(by_net, net)} for net in nets]
+    shown = [
+        {"text": tables.cell_text(by_net, net, n), "published": published_text(by_net, net)}
+        for net in nets
+    ]
     return {"protocol": protocol, "method": method, "n": n, "cells": shown}
 
 
@@ -166,15 +209,29 @@ def audit_table(lines, nets):
     """The audit by net: a line per comparison with cells {effect, bounds, published, verdict}; and what is wholly missing."""
     lines = lines[lines["net"] != "all"]
     shown, missing = [], {}
-    for (point, comparison, ipc, iteration), group in lines.groupby(["point", "comparison", "ipc", "iteration"], sort=False):
+    for (point, comparison, ipc, iteration), group in lines.groupby(
+        ["point", "comparison", "ipc", "iteration"], sort=False
+    ):
         start = {"point": point, "comparison": comparison, "ipc": ipc, "iteration": iteration}
         if (group["verdict"] == MISSING).all():
             missing.setdefault(comparison, []).append(ipc)
             continue
         by_net = group.set_index("net").to_dict("index")
         n = tables.most_common(group.loc[group["verdict"] != MISSING, "n"])
-        shown.append(start | {"n": n, "alone": ALONE in comparison, "cells": [audit_cell(by_net.get(net)) for net in nets]})
-    return {"lines": shown, "missing": [f"{name} (ipc {listed(dict.fromkeys(ipcs))})" for name, ipcs in missing.items()]}
+        shown.append(
+            start
+            | {
+                "n": n,
+                "alone": ALONE in comparison,
+                "cells": [audit_cell(by_net.get(net)) for net in nets],
+            }
+        )
+    return {
+        "lines": shown,
+        "missing": [
+            f"{name} (ipc {listed(dict.fromkeys(ipcs))})" for name, ipcs in missing.items()
+        ],
+    }
 
 
 def audit_cell(found):
@@ -183,15 +240,29 @@ def audit_cell(found):
         return {"verdict": MISSING}
     printed = "" if found["published"] != found["published"] else signed(found["published"])
     bounds = f"[{signed(found['low'])}, {signed(found['high'])}]"
-    return {"effect": signed(found["effect"]), "bounds": bounds, "published": printed, "verdict": found["verdict"]}
+    return {
+        "effect": signed(found["effect"]),
+        "bounds": bounds,
+        "published": printed,
+        "verdict": found["verdict"],
+    }
 
 
 def nearest_table(found, nets):
     """The protocol nearest to each published accuracy: lines ipc, iteration, printed, cells by net; empty cells: unknown."""
     lines = []
-    for (ipc, iteration, printed), group in found.groupby(["ipc", "iteration", "printed"], sort=False):
+    for (ipc, iteration, printed), group in found.groupby(
+        ["ipc", "iteration", "printed"], sort=False
+    ):
         names = group.set_index("net")["nearest"]
-        lines.append({"ipc": ipc, "iteration": iteration, "printed": printed, "cells": [names.get(net, "") for net in nets]})
+        lines.append(
+            {
+                "ipc": ipc,
+                "iteration": iteration,
+                "printed": printed,
+                "cells": [names.get(net, "") for net in nets],
+            }
+        )
     return [entry for entry in lines if any(entry["cells"])]
 
 
@@ -199,7 +270,9 @@ def settings_table(rows):
     """Settings down, the paper and the studies across; what the rows say comes from the rows."""
     printed = PROFILES["paper"]
     columns = [profile_settings(printed) | {"evaluation nets per set": printed.n_eval}]
-    columns += [profile_settings(PROFILES[name]) | measured_settings(frame) for name, frame in rows.items()]
+    columns += [
+        profile_settings(PROFILES[name]) | measured_settings(frame) for name, frame in rows.items()
+    ]
     names = list(dict.fromkeys(key for column in columns for key in column))
     body = [[key, *(str(column.get(key, "")) for column in columns)] for key in names]
     return {"header": ["", "the paper's settings", *rows], "body": body}
@@ -221,21 +294,33 @@ def profile_settings(profile):
 
 def measured_settings(rows):
     """What the rows themselves say of how they were made, by name."""
-    distilled = rows[rows["pool"].isin(["main", "main_plus_similar"]) & (rows["split"] == "test") & (rows["iteration"] > 0)]
-    nets = distilled.groupby(["set_id", "pool", "protocol", "teacher", "tau", "net"], dropna=False).size()
+    distilled = rows[
+        rows["pool"].isin(["main", "main_plus_similar"])
+        & (rows["split"] == "test")
+        & (rows["iteration"] > 0)
+    ]
+    nets = distilled.groupby(
+        ["set_id", "pool", "protocol", "teacher", "tau", "net"], dropna=False
+    ).size()
     found = {
         "images per class": listed(sorted(distilled["ipc"].unique())),
         "iterations": listed(sorted(distilled["iteration"].unique())),
         "distillations per method": listed(sorted(set(distilled.groupby("pool")[UNIT].nunique()))),
-        "evaluation nets per set": " to ".join(dict.fromkeys([str(nets.min()), str(nets.max())])) if len(nets) else "",
-        "candidates for τ": listed(sorted(rows.loc[(rows["protocol"] == "kd") & (rows["split"] == "val"), "tau"].unique())),
+        "evaluation nets per set": " to ".join(dict.fromkeys([str(nets.min()), str(nets.max())]))
+        if len(nets)
+        else "",
+        "candidates for τ": listed(
+            sorted(rows.loc[(rows["protocol"] == "kd") & (rows["split"] == "val"), "tau"].unique())
+        ),
         "precision of evaluation": listed(dict.fromkeys(rows["precision"])),
         "machine": listed(dict.fromkeys(rows["device"])),
         "trained nets": len(rows),
         "hours of evaluation": f"{rows['seconds'].sum() / 3600:.1f}",
     }
     if "distill_precision" in rows:
-        found["precision of distillation"] = listed(dict.fromkeys(p for p in distilled["distill_precision"].astype(str) if p))
+        found["precision of distillation"] = listed(
+            dict.fromkeys(p for p in distilled["distill_precision"].astype(str) if p)
+        )
     return {key: value for key, value in found.items() if value != ""}
 
 
@@ -252,7 +337,11 @@ def point_content(lines, point):
     own = lines[lines["point"] == point]
     alone = own["comparison"].str.contains(ALONE, regex=False)
     own = own.assign(comparison=own["comparison"].str.replace(f" ({ALONE})", ""))
-    words = {"point": point, "question": QUESTIONS[point], "own": sentence(own[~alone]) if (~alone).any() else ""}
+    words = {
+        "point": point,
+        "question": QUESTIONS[point],
+        "own": sentence(own[~alone]) if (~alone).any() else "",
+    }
     return words | {"alone": sentence(own[alone]) if alone.any() else ""}
 
 
@@ -267,20 +356,24 @@ def diverged_text(rows):
 
 def limits(profile, rows):
     """What the numbers cannot show, one sentence each, from the rows."""
-    found = [] if profile in rows else [limit("No rows yet; its tables are missing from this report.", profile)]
+    found = (
+        []
+        if profile in rows
+        else [limit("No rows yet; its tables are missing from this report.", profile)]
+    )
     for name, frame in rows.items():
         found += study_limits(PROFILES[name], frame)
     shares = {PROFILES[name].val_fraction for name in rows}
-    held = (
-        f"A share of {listed(sorted(shares))} of the training images of each class is held out to choose τ, so that we distil "
-    )
+    held = f"A share of {listed(sorted(shares))} of the training images of each class is held out to choose τ, so that we distil "
     found.append(limit(held + "from fewer real images than the paper."))
     teachers = sorted({t for frame in rows.values() for t in frame["teacher"].unique() if t})
     alphas = sorted({a for frame in rows.values() for a in frame["alpha"].dropna().unique()})
-    found.append(limit(f"Teacher architectures tried: {listed(teachers)}. Weights α tried: {listed(alphas)}."))
-    noise = (
-        "The paper prints no standard deviations; the noise of its figures is taken from the spreads stored with its released "
+    found.append(
+        limit(
+            f"Teacher architectures tried: {listed(teachers)}. Weights α tried: {listed(alphas)}."
+        )
     )
+    noise = "The paper prints no standard deviations; the noise of its figures is taken from the spreads stored with its released "
     return [*found, limit(noise + "sets, and covers neither other sets nor the choice of τ.")]
 
 
@@ -292,7 +385,11 @@ def study_limits(profile, rows):
     """Limits of one study: distillations, missing cells, scale."""
     distilled = rows[rows["pool"].isin(["main", "main_plus_similar"])]
     seeds = distilled[UNIT].nunique()
-    nets_only = " The intervals therefore cover the spread of nets only, not that of distillations." if seeds == 1 else ""
+    nets_only = (
+        " The intervals therefore cover the spread of nets only, not that of distillations."
+        if seeds == 1
+        else ""
+    )
     found = [f"At most {seeds} distillation{'s' * (seeds != 1)} per method and setting.{nets_only}"]
     printed = PROFILES["paper"]
     if (profile.width, profile.batch_real) != (printed.width, printed.batch_real):
@@ -312,13 +409,19 @@ def missing_cells(rows, profile):
     block = {b["ipc"]: b for b in table_content(rows, profile, 4)["blocks"]}
     parts = [f"ipc {ipc}" for ipc, b in block.items() if not b["lines"]]
     for ipc, b in block.items():
-        there = set(rows.loc[(rows["ipc"] == ipc) & rows["pool"].isin(["main", "main_plus_similar"]), "iteration"])
+        there = set(
+            rows.loc[
+                (rows["ipc"] == ipc) & rows["pool"].isin(["main", "main_plus_similar"]), "iteration"
+            ]
+        )
         gone = [k for k in profile.reported if k not in there]
         if b["lines"] and gone:
             parts.append(f"ipc {ipc} at iteration {listed(gone)}")
         empty = sum(cell["text"] == "" for line in b["lines"] for cell in line["cells"])
         if empty:
-            parts.append(f"{empty} of {sum(len(line['cells']) for line in b['lines'])} cells of Table 4 at ipc {ipc}")
+            parts.append(
+                f"{empty} of {sum(len(line['cells']) for line in b['lines'])} cells of Table 4 at ipc {ipc}"
+            )
     return ", ".join(parts)
 
 
@@ -333,11 +436,17 @@ def study_figures(name, rows, lines, folder):
     first = test["ipc"].min()
     half = lines[(lines["point"] == "half-ce") & lines["ipc"].isin(test["ipc"])]
     made = {
-        "curves": audit_figures.curves(test[test["ipc"] == first], f"Plain CE, {name}, ipc {first}"),
-        "differences": audit_figures.effects(differences(rows, **expected), f"Differences to plain DC, {name}"),
+        "curves": audit_figures.curves(
+            test[test["ipc"] == first], f"Plain CE, {name}, ipc {first}"
+        ),
+        "differences": audit_figures.effects(
+            differences(rows, **expected), f"Differences to plain DC, {name}"
+        ),
         "half-ce": audit_figures.effects(half, f"CE against ½ CE, {name}"),
     }
-    return {kind: save_figure(figure, folder, f"{name}-{kind}.svg") for kind, figure in made.items()}
+    return {
+        kind: save_figure(figure, folder, f"{name}-{kind}.svg") for kind, figure in made.items()
+    }
 
 
 def save_figure(figure, folder, name):
@@ -345,7 +454,9 @@ def save_figure(figure, folder, name):
     if figure is None:
         return None
     with plt.rc_context({"svg.hashsalt": "ddlib"}):
-        figure.savefig(Path(folder) / name, bbox_inches="tight", metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            Path(folder) / name, bbox_inches="tight", metadata={"Date": None, "Creator": None}
+        )
     return name
 
 
@@ -358,10 +469,18 @@ def images_figure(folder, sets=PAPER / "sets", fallback=ROOT / "figures" / SMALL
     if pair:
         shown = {"baseline": pair[0], "model pool": pair[1]}
         save_figure(figures.image_rows(shown), folder, "images.svg")
-        return {"file": "images.svg", "width": 92, "text": f"ipc {pair[0].ipc}, iteration {pair[0].iteration}"}
+        return {
+            "file": "images.svg",
+            "width": 92,
+            "text": f"ipc {pair[0].ipc}, iteration {pair[0].iteration}",
+        }
     if fallback.is_file():
         shutil.copy(fallback, Path(folder) / "images.png")
-        return {"file": "images.png", "width": 58, "text": f"profile {SMALL}, while they are distilled"}
+        return {
+            "file": "images.png",
+            "width": 58,
+            "text": f"profile {SMALL}, while they are distilled",
+        }
     return None
 
 
@@ -373,7 +492,9 @@ def matching_sets(folder):
     groups = {}
     for path in sorted(Path(folder).glob("**/*.safetensors")):
         synset = load_synset(path)
-        if synset.config.get("pool") in ("main", "main_plus_similar") and not synset.config.get("warmup"):
+        if synset.config.get("pool") in ("main", "main_plus_similar") and not synset.config.get(
+            "warmup"
+        ):
             key = (synset.ipc, -synset.iteration, synset.config.get("seed", 0))
             groups.setdefault(key, {})[synset.config["pool"]] = synset
     whole = sorted(key for key, group in groups.items() if len(group) == 2)

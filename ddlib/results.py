@@ -10,17 +10,62 @@ from .store import write_atomic
 
 # Everything that says which experiment a row is. Two rows that agree in these are the same experiment.
 KEYS = (
-    "dataset", "ipc", "pool", "iteration", "distill_seed", "protocol", "net", "eval_seed", "teacher", "teacher_seed", "alpha",
-    "tau", "split", "epochs", "lr", "batch", "width", "width_factor", "main_prob", "warmup", "similar_depth", "set_id",
-    "precision", "depth", "momentum", "weight_decay", "distill_precision",
-)  # fmt: skip
+    "dataset",
+    "ipc",
+    "pool",
+    "iteration",
+    "distill_seed",
+    "protocol",
+    "net",
+    "eval_seed",
+    "teacher",
+    "teacher_seed",
+    "alpha",
+    "tau",
+    "split",
+    "epochs",
+    "lr",
+    "batch",
+    "width",
+    "width_factor",
+    "main_prob",
+    "warmup",
+    "similar_depth",
+    "set_id",
+    "precision",
+    "depth",
+    "momentum",
+    "weight_decay",
+    "distill_precision",
+)
 COLUMNS = (
-    *KEYS[:8], "accuracy", "diverged", "seconds", *KEYS[8:], "device", "python", "torch", "ddlib", "revision"
-)  # fmt: skip
+    *KEYS[:8],
+    "accuracy",
+    "diverged",
+    "seconds",
+    *KEYS[8:],
+    "device",
+    "python",
+    "torch",
+    "ddlib",
+    "revision",
+)
 TEXT = (
-    "dataset", "pool", "protocol", "net", "teacher", "split", "set_id", "precision", "distill_precision", "device", "python",
-    "torch", "ddlib", "revision",
-)  # fmt: skip
+    "dataset",
+    "pool",
+    "protocol",
+    "net",
+    "teacher",
+    "split",
+    "set_id",
+    "precision",
+    "distill_precision",
+    "device",
+    "python",
+    "torch",
+    "ddlib",
+    "revision",
+)
 
 
 def read_rows(path):
@@ -29,21 +74,37 @@ def read_rows(path):
     if not path.is_file():
         raise DDError(f"no file {path}")
     try:
-        rows = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values={
-            c: [""] for c in COLUMNS if c not in TEXT
-        })  # fmt: skip
-    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        rows = pd.read_csv(
+            path,
+            dtype=dict.fromkeys(TEXT, str),
+            keep_default_na=False,
+            na_values={c: [""] for c in COLUMNS if c not in TEXT},
+        )
+    except (
+        ValueError,
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        UnicodeDecodeError,
+    ) as error:
         raise DDError(f"{path} is damaged or no CSV ({str(error).splitlines()[0]})") from error
     lacking, foreign = [c for c in COLUMNS if c not in rows], [c for c in rows if c not in COLUMNS]
     if lacking or foreign:
-        raise DDError(f"{path} has another schema: lacks {lacking or 'nothing'}, has unknown {foreign or 'nothing'}")
+        raise DDError(
+            f"{path} has another schema: lacks {lacking or 'nothing'}, has unknown {foreign or 'nothing'}"
+        )
     try:
         frame = as_frame(rows)
     except (ValueError, TypeError) as error:
         raise DDError(f"{path} is damaged ({error})") from error
-    whole = rows[list(TEXT)].notna().all(axis=1) & frame["accuracy"].between(0, 100) & rows["diverged"].isin([True, False])
+    whole = (
+        rows[list(TEXT)].notna().all(axis=1)
+        & frame["accuracy"].between(0, 100)
+        & rows["diverged"].isin([True, False])
+    )
     if not whole.all():
-        raise DDError(f"{path} is damaged: line {int((~whole).argmax()) + 2} is cut short or holds no accuracy from 0 to 100")
+        raise DDError(
+            f"{path} is damaged: line {int((~whole).argmax()) + 2} is cut short or holds no accuracy from 0 to 100"
+        )
     return frame
 
 

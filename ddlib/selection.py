@@ -5,7 +5,16 @@ import pandas as pd
 from .config import EvalConfig
 
 CELL = ["ipc", "pool", "net"]
-DISTILLATION = ["dataset", "ipc", "pool", "iteration", "main_prob", "warmup", "similar_depth", "distill_seed"]
+DISTILLATION = [
+    "dataset",
+    "ipc",
+    "pool",
+    "iteration",
+    "main_prob",
+    "warmup",
+    "similar_depth",
+    "distill_seed",
+]
 SETTING = ["epochs", "lr", "batch", "momentum", "weight_decay", "precision"]
 
 

@@ -45,7 +45,9 @@ def bootstrap_means(groups, resamples=RESAMPLES):
     for row, group in zip(padded, groups, strict=True):
         row[: len(group)] = group
     unit = generator.integers(len(groups), size=(resamples, len(groups)))
-    drawn = (generator.random((resamples, len(groups), sizes.max())) * sizes[unit][..., None]).astype(int)
+    drawn = (
+        generator.random((resamples, len(groups), sizes.max())) * sizes[unit][..., None]
+    ).astype(int)
     values = padded[unit[..., None], drawn]
     inside = np.arange(sizes.max()) < sizes[unit][..., None]
     return ((values * inside).sum(2) / sizes[unit]).mean(1)
@@ -67,7 +69,9 @@ def paired_difference(a, b, on=("net",)):
     keys = list(dict.fromkeys([*on, "net", UNIT, WITHIN]))
     for name, rows in (("first", a), ("second", b)):
         if rows.duplicated(keys).any():
-            raise DDError(f"the {name} method has several rows for one of {', '.join(keys)}; narrow the selection")
+            raise DDError(
+                f"the {name} method has several rows for one of {', '.join(keys)}; narrow the selection"
+            )
     both = a.merge(b, on=keys, suffixes=("_a", "_b"))
     if both.empty:
         raise DDError(f"no pairs: the two methods share no {', '.join(keys)}")
@@ -82,7 +86,11 @@ def mean_over_nets(rows, name):
     The mean over a fixed list of architectures is one figure per seed; its interval must not count the differences between
     architectures as noise.
     """
-    keys = [c for c in ("dataset", "ipc", "pool", "iteration", "protocol", "main_prob", "split", "method") if c in rows]
+    keys = [
+        c
+        for c in ("dataset", "ipc", "pool", "iteration", "protocol", "main_prob", "split", "method")
+        if c in rows
+    ]
     by = [*keys, UNIT, WITHIN]
     merged = rows.groupby(by, dropna=False, sort=False, as_index=False).agg(
         accuracy=("accuracy", "mean"), diverged=("diverged", "any"), seconds=("seconds", "sum")

@@ -61,9 +61,13 @@ def load_tensors(path):
             names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, info
     except KeyError as error:
-        raise DDError(f"{path} is a safetensors file, but not one of ddlib's (no 'ddlib' entry in its header)") from error
+        raise DDError(
+            f"{path} is a safetensors file, but not one of ddlib's (no 'ddlib' entry in its header)"
+        ) from error
     except (safetensors.SafetensorError, struct.error, ValueError, OSError) as error:
-        raise DDError(f"{path} is damaged or no safetensors file ({str(error).splitlines()[0]})") from error
+        raise DDError(
+            f"{path} is damaged or no safetensors file ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def dumps(info):

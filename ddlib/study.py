@@ -34,10 +34,16 @@ class Study:
     "cuda". `data_root`: where CIFAR-10 lies (default: `data/` in the repository).
     """
 
-    def __init__(self, profile="quick", settings=None, out=None, device="auto", data_root=None, progress=True):
+    def __init__(
+        self, profile="quick", settings=None, out=None, device="auto", data_root=None, progress=True
+    ):
         self.profile = get_profile(profile, settings)
         self.out = Path(out or os.environ.get(OUT_VARIABLE) or ROOT).resolve()
-        self.device, self.data_root, self.progress = pick_device(device), data_root or ROOT / "data", progress
+        self.device, self.data_root, self.progress = (
+            pick_device(device),
+            data_root or ROOT / "data",
+            progress,
+        )
         self.name = study_name(self.profile)
         self.runs = self.out / "runs" / self.name
         self.figures = self.out / "figures" / self.name
@@ -61,19 +67,29 @@ class Study:
 
     def distill(self, pool, seed, ipc=None, **changes):
         """One distillation, from its folder if it is finished, from its checkpoint if it was interrupted."""
-        return self._distill(self.profile.distill_config(pool, seed, ipc, **changes), progress=self.progress)
+        return self._distill(
+            self.profile.distill_config(pool, seed, ipc, **changes), progress=self.progress
+        )
 
     def distill_all(self, pool, ipc=None, **changes):
         """The distillations of every seed, a list in the order of `profile.seeds`; on a CPU as many at once as it has threads.
 
         Of several at once the bar shows the first. After Ctrl-C all of them go on from where they were.
         """
-        configs = [self.profile.distill_config(pool, seed, ipc, **changes) for seed in self.profile.seeds]
-        size, interrupted, made = 1 if self.device.type == "cuda" else torch.get_num_threads(), threading.Event(), []
+        configs = [
+            self.profile.distill_config(pool, seed, ipc, **changes) for seed in self.profile.seeds
+        ]
+        size, interrupted, made = (
+            1 if self.device.type == "cuda" else torch.get_num_threads(),
+            threading.Event(),
+            [],
+        )
         for i in range(0, len(configs), size):
             group = configs[i : i + size]
             works = [
-                lambda c=c, show=(c is group[0] and self.progress): self._distill(c, show, lambda k: interrupted.is_set())
+                lambda c=c, show=(c is group[0] and self.progress): self._distill(
+                    c, show, lambda k: interrupted.is_set()
+                )
                 for c in group
             ]
             try:
@@ -89,27 +105,51 @@ class Study:
 
     def reported(self, synsets):
         """Of distilled sets with their history: those at the iterations that the tables show."""
-        return [s for final in synsets for s in final.history if s.iteration in self.profile.reported]
+        return [
+            s for final in synsets for s in final.history if s.iteration in self.profile.reported
+        ]
 
     def random_real(self, ipc=None):
         """The baseline: random real images, one set per distillation seed."""
-        return [data_module.random_real(self.data, ipc or self.profile.ipcs[0], seed) for seed in self.profile.seeds]
+        return [
+            data_module.random_real(self.data, ipc or self.profile.ipcs[0], seed)
+            for seed in self.profile.seeds
+        ]
 
-    def evaluate(self, synsets, nets=None, protocol="ce", n_eval=None, teacher="ConvNet", split="test", **settings):
+    def evaluate(
+        self,
+        synsets,
+        nets=None,
+        protocol="ce",
+        n_eval=None,
+        teacher="ConvNet",
+        split="test",
+        **settings,
+    ):
         """Evaluate sets at the profile's settings, `settings` overriding single ones; returns their rows."""
         p = self.profile
         config = replace(p.eval_config(), **settings)
         return evaluate(
-            synsets, self.data, nets or p.nets, protocol, n_eval or p.n_eval,
-            teacher=teacher, split=split, config=config, results=self.results, progress=self.progress,
-        )  # fmt: skip
+            synsets,
+            self.data,
+            nets or p.nets,
+            protocol,
+            n_eval or p.n_eval,
+            teacher=teacher,
+            split=split,
+            config=config,
+            results=self.results,
+            progress=self.progress,
+        )
 
     def full_data(self):
         """Rows of nets trained on all training images, for the nets and epochs that the profile affords."""
         p = self.profile
         if not p.full_nets:
             return self.results.frame().iloc[:0]
-        return self.evaluate([data_module.full_real(self.data)], p.full_nets, n_eval=1, epochs=p.full_epochs)
+        return self.evaluate(
+            [data_module.full_real(self.data)], p.full_nets, n_eval=1, epochs=p.full_epochs
+        )
 
     def choose_tau(self, synsets):
         """Per net the temperature with the best mean accuracy on the validation images.
@@ -118,7 +158,10 @@ class Study:
         the choice does not see: the audit asks what choosing there would have added.
         """
         p = self.profile
-        sweep = [self.evaluate(synsets, protocol="kd", n_eval=p.n_sweep, split="both", tau=tau) for tau in p.taus]
+        sweep = [
+            self.evaluate(synsets, protocol="kd", n_eval=p.n_sweep, split="both", tau=tau)
+            for tau in p.taus
+        ]
         rows = pd.concat(sweep, ignore_index=True)
         seen = rows[rows["split"] == "val"]
         means = seen.groupby(["net", "tau"], sort=False)["accuracy"].mean().unstack()
@@ -145,9 +188,16 @@ class Study:
     def published_sets(self):
         """The committed sets of this study at its smallest ipc, dict label -> `SyntheticSet`; empty if there are none."""
         titles = {"main": "baseline", "main_plus_similar": "model pool"}
-        sets = [load_synset(p) for p in sorted((ROOT / "paper" / "sets").glob(f"{self.name}-ipc*.safetensors"))]
+        sets = [
+            load_synset(p)
+            for p in sorted((ROOT / "paper" / "sets").glob(f"{self.name}-ipc*.safetensors"))
+        ]
         shown = [s for s in sets if s.ipc == min(s.ipc for s in sets)]
-        return {f"{titles[s.config['pool']]}\niteration {s.iteration}": s for s in shown if s.config["pool"] in titles}
+        return {
+            f"{titles[s.config['pool']]}\niteration {s.iteration}": s
+            for s in shown
+            if s.config["pool"] in titles
+        }
 
     def write(self, name, content):
         """Write text to `out`/`name` atomically and remember the path."""

@@ -13,8 +13,23 @@ from .store import dumps, load_tensors, save_tensors, write_atomic
 
 FORMAT = 1
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2023, 0.1994, 0.2010)  # the one this field uses; the true one is 0.2470, 0.2435, 0.2616
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_STD = (
+    0.2023,
+    0.1994,
+    0.2010,
+)  # the one this field uses; the true one is 0.2470, 0.2435, 0.2616
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 
 @dataclass
@@ -35,8 +50,12 @@ class SyntheticSet(torch.utils.data.Dataset):
     iteration: int = 0
     config: dict = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
-    history: list = field(default_factory=list, repr=False, compare=False)  # sets at earlier iterations, not saved
-    log: object = field(default=None, repr=False, compare=False)  # a DataFrame, one row per iteration, not saved
+    history: list = field(
+        default_factory=list, repr=False, compare=False
+    )  # sets at earlier iterations, not saved
+    log: object = field(
+        default=None, repr=False, compare=False
+    )  # a DataFrame, one row per iteration, not saved
 
     def __post_init__(self):
         self.images, self.labels = self.images.detach(), self.labels.to(self.images.device)
@@ -66,8 +85,12 @@ class SyntheticSet(torch.utils.data.Dataset):
     def images01(self):
         """Images for viewing, [N, C, side, side] in [0, 1]: normalisation undone, then clipped."""
         if self.mean is None:
-            raise DDError("the normalisation of this set is unknown; name it: load_synset(path, dataset='cifar10')")
-        mean, std = (torch.tensor(v, device=self.images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+            raise DDError(
+                "the normalisation of this set is unknown; name it: load_synset(path, dataset='cifar10')"
+            )
+        mean, std = (
+            torch.tensor(v, device=self.images.device).view(-1, 1, 1) for v in (self.mean, self.std)
+        )
         return (self.images * std + mean).clamp(0, 1)
 
     def save(self, path):
@@ -75,9 +98,15 @@ class SyntheticSet(torch.utils.data.Dataset):
         beside it (.json), each atomically. `load` needs the first only."""
         path = with_ending(path)
         info = {
-            "format": FORMAT, "dataset": self.dataset, "iteration": self.iteration, "mean": self.mean, "std": self.std,
-            "classes": list(self.classes), "config": self.config, "provenance": self.provenance,
-        }  # fmt: skip
+            "format": FORMAT,
+            "dataset": self.dataset,
+            "iteration": self.iteration,
+            "mean": self.mean,
+            "std": self.std,
+            "classes": list(self.classes),
+            "config": self.config,
+            "provenance": self.provenance,
+        }
         save_tensors(path, {"images": self.images, "labels": self.labels}, info)
         write_atomic(path.with_suffix(".json"), dumps({"id": self.id, **info}))
         return path
@@ -91,15 +120,24 @@ class SyntheticSet(torch.utils.data.Dataset):
                 raise DDError(f"{path} has format {info['format']}; this ddlib reads {FORMAT}")
             mean, std = (None if info[k] is None else tuple(info[k]) for k in ("mean", "std"))
             return cls(
-                tensors["images"], tensors["labels"], mean, std, tuple(info["classes"]), info["dataset"], info["iteration"],
-                info["config"], info["provenance"],
-            )  # fmt: skip
+                tensors["images"],
+                tensors["labels"],
+                mean,
+                std,
+                tuple(info["classes"]),
+                info["dataset"],
+                info["iteration"],
+                info["config"],
+                info["provenance"],
+            )
         except (KeyError, TypeError) as error:
             raise DDError(f"{path} is no synthetic set (its header lacks {error})") from error
 
     def to(self, device):
         """The same set on another device."""
-        return SyntheticSet(**{**vars(self), "images": self.images.to(device), "labels": self.labels.to(device)})
+        return SyntheticSet(
+            **{**vars(self), "images": self.images.to(device), "labels": self.labels.to(device)}
+        )
 
     def export_pngs(self, folder):
         """Write one PNG per image, `<class>_<k>.png`; returns the paths."""
@@ -135,29 +173,54 @@ def load_synset(path, index=-1, dataset="cifar10"):
         raise DDError(f"no file {path}")
     # Stored accuracies are numpy scalars; numpy < 2 pickled them under the old module name.
     scalar = np._core.multiarray.scalar
-    allowed = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype]
+    allowed = [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+    ]
     allowed.append(type(np.dtype(np.float64)))
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        raise DDError(f"{path} is damaged, or holds more than tensors and numbers ({first_line(error)})") from error
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+    ) as error:
+        raise DDError(
+            f"{path} is damaged, or holds more than tensors and numbers ({first_line(error)})"
+        ) from error
     try:
         entries = dict(content)["data"] if isinstance(content, dict) else None
         images, labels = entries[index]
         images, labels = torch.as_tensor(images).float(), torch.as_tensor(labels).long()
-        accuracies = {str(net): [100 * float(a) for a in values] for net, values in content.get("accs_all_exps", {}).items()}
+        accuracies = {
+            str(net): [100 * float(a) for a in values]
+            for net, values in content.get("accs_all_exps", {}).items()
+        }
         classes = int(labels.max()) + 1
         if int(labels.min()) < 0:
             raise ValueError("negative labels")
     except IndexError as error:
         raise DDError(f"{path} has no entry {index}; it holds {len(entries)}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DDError(f"{path} is no set of the DC family; needed: {{'data': [[images, labels], ...]}}") from error
+        raise DDError(
+            f"{path} is no set of the DC family; needed: {{'data': [[images, labels], ...]}}"
+        ) from error
     mean, std, names = normalisation(dataset, classes)
     provenance = {"source": path.name, "entry": index, "accuracies": accuracies}
-    synset = SyntheticSet(images, labels, mean, std, names, dataset or "unknown", provenance=provenance)
-    synset.config = {"ipc": synset.ipc, "pool": path.stem, "seed": index if index >= 0 else len(entries) + index}
+    synset = SyntheticSet(
+        images, labels, mean, std, names, dataset or "unknown", provenance=provenance
+    )
+    synset.config = {
+        "ipc": synset.ipc,
+        "pool": path.stem,
+        "seed": index if index >= 0 else len(entries) + index,
+    }
     return synset
 
 
@@ -167,7 +230,9 @@ def normalisation(dataset, classes):
         return CIFAR10_MEAN, CIFAR10_STD, CIFAR10_CLASSES
     if dataset is None:
         return None, None, tuple(str(c) for c in range(classes))
-    raise DDError(f"the normalisation of {dataset!r} with {classes} classes is not known; valid: 'cifar10' or None")
+    raise DDError(
+        f"the normalisation of {dataset!r} with {classes} classes is not known; valid: 'cifar10' or None"
+    )
 
 
 def first_line(error):

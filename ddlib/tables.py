@@ -77,10 +77,14 @@ def table(rows, number, iterations=None):
     cells["published"], cells["published_iteration"] = float("nan"), float("nan")
     if published is not None:
         for i, cell in cells.iterrows():
-            match = published[(published["ipc"] == cell["ipc"]) & (published["method"] == cell["method"])]
+            match = published[
+                (published["ipc"] == cell["ipc"]) & (published["method"] == cell["method"])
+            ]
             if len(match) and pd.notna(cell["net"]):
                 nearest = match.iloc[(match["iteration"] - cell["iteration"]).abs().argmin()]
-                cells.loc[i, "published"] = nearest[cell["net"]] if cell["net"] in nearest else float("nan")
+                cells.loc[i, "published"] = (
+                    nearest[cell["net"]] if cell["net"] in nearest else float("nan")
+                )
                 cells.loc[i, "published_iteration"] = nearest["iteration"]
     cells["difference"] = cells["mean"] - cells["published"]
     order = {m: i for i, m in enumerate(method_order(number))}
@@ -101,7 +105,14 @@ def table(rows, number, iterations=None):
 def method_order(number):
     """Methods in the paper's order, our baselines around them."""
     if number == 4:
-        return ["random real images", "baseline", "model pool", "KD", "model pool + KD", "full data"]
+        return [
+            "random real images",
+            "baseline",
+            "model pool",
+            "KD",
+            "model pool + KD",
+            "full data",
+        ]
     return ["main model only", *POOL_NAMES.values()]
 
 
@@ -130,7 +141,11 @@ def wide(cells, final_only=False):
         if group["published"].notna().any():
             at = int(group["published_iteration"].max())
             shown = {n: published_text(by_net, n) for n in nets}
-            lines.append(dict.fromkeys(line, "") | {"iteration": at, "method": "— published (difference)"} | shown)
+            lines.append(
+                dict.fromkeys(line, "")
+                | {"iteration": at, "method": "— published (difference)"}
+                | shown
+            )
     return pd.DataFrame(lines)
 
 
@@ -172,21 +187,40 @@ def to_latex(frame, caption):
         return text
 
     columns = "".join("l" if c in ("protocol", "method") else "r" for c in frame.columns)
-    lines = [" & ".join(map(clean, row)) + r" \\" for row in [list(frame.columns), *frame.itertuples(index=False)]]
+    lines = [
+        " & ".join(map(clean, row)) + r" \\"
+        for row in [list(frame.columns), *frame.itertuples(index=False)]
+    ]
     return "\n".join(
-        [r"\begin{table}", r"\centering", rf"\caption{{{clean(caption)}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
-         lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
-    )  # fmt: skip
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{clean(caption)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
 def caption(cells, rows, profile, number):
     """What a reader must know beside a table: data, scale, n, interval, hardware, time."""
-    what = {4: "with and without model pool and KD", 5: "by model pool, plain cross-entropy"}[number]
+    what = {4: "with and without model pool and KD", 5: "by model pool, plain cross-entropy"}[
+        number
+    ]
     part = "full width" if profile.width_factor == 1 else f"{profile.width_factor:g} of their width"
     sizes = f"ConvNet width {profile.width}; AlexNet, VGG11, ResNet18 at {part}"
     distilled = f"{profile.batch_real} real images a class and step"
     machines = rows[["device", "torch"]].drop_duplicates()
-    hardware = ", ".join(f"{device} (torch {torch})" for device, torch in machines.itertuples(index=False))
+    hardware = ", ".join(
+        f"{device} (torch {torch})" for device, torch in machines.itertuples(index=False)
+    )
     text = (
         f"**Table {number}.** Test accuracy (%) {what}; {rows['dataset'].iloc[0]}, profile `{profile.name}`. Mean ± half "
         f"of the 95% bootstrap interval; n = distillations × nets. {sizes}; {distilled}; {profile.epochs} epochs. "
@@ -197,7 +231,9 @@ def caption(cells, rows, profile, number):
         if (beside["published_iteration"] == beside["iteration"]).all() and profile.name == "paper":
             text += " Published figures are of one set and 10 nets each, without interval."
         else:
-            text += " Published figures are for the paper's full scale: compare directions, not levels."
+            text += (
+                " Published figures are for the paper's full scale: compare directions, not levels."
+            )
     if cells["diverged"].any():
         text += " \\* marks cells with diverged nets, which stay in the mean."
     return text
@@ -207,9 +243,15 @@ def update_readme(profile):
     """Put a profile's claims and Table 4 into README.md between their markers, so that the two cannot differ."""
     readme, tables = ROOT / "README.md", ROOT / "paper" / "tables"
     claims = pd.read_csv(tables / f"{profile}-claims.csv")[["claim", "verdict", "evidence"]]
-    parts = {"claims": to_markdown(claims), "table 4": (tables / f"{profile}-table4.md").read_text()}
+    parts = {
+        "claims": to_markdown(claims),
+        "table 4": (tables / f"{profile}-table4.md").read_text(),
+    }
     text = readme.read_text()
     for name, content in parts.items():
         head, _, rest = text.partition(f"<!-- {name} -->\n")
-        text = f"{head}<!-- {name} -->\n{content}<!-- end {name} -->" + rest.partition(f"<!-- end {name} -->")[2]
+        text = (
+            f"{head}<!-- {name} -->\n{content}<!-- end {name} -->"
+            + rest.partition(f"<!-- end {name} -->")[2]
+        )
     write_atomic(readme, text)

@@ -26,7 +26,9 @@ def make_data(classes=3, per_class=12, channels=1, side=28, seed=0, name="tiny")
 
     splits = part(per_class), part(2), part(4)
     tensors = [tensor for split in splits for tensor in split]
-    return Data(name, tuple("abcdefghij"[:classes]), (0.5,) * channels, (0.25,) * channels, *tensors)
+    return Data(
+        name, tuple("abcdefghij"[:classes]), (0.5,) * channels, (0.25,) * channels, *tensors
+    )
 
 
 def module(name):

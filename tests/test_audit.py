@@ -54,10 +54,25 @@ PLAIN = {"warmup": 0, "main_prob": 0.9, "similar_depth": np.nan}
 
 def row(pool, protocol, net, d, e, accuracy, **other):
     blank = {c: "" if c in TEXT else np.nan for c in ROW}
-    about = {"dataset": "cifar10", "ipc": 1, "pool": pool, "net": net, "split": "test", "iteration": 1000, "seconds": 1.0}
+    about = {
+        "dataset": "cifar10",
+        "ipc": 1,
+        "pool": pool,
+        "net": net,
+        "split": "test",
+        "iteration": 1000,
+        "seconds": 1.0,
+    }
     teacher = other.pop("teacher", "ConvNet" if protocol == "kd" else "")
     tau = {"tau": 1.5} if teacher else {}
-    own = {"distill_seed": d, "eval_seed": e, "protocol": protocol, "accuracy": accuracy, "diverged": False, "teacher": teacher}
+    own = {
+        "distill_seed": d,
+        "eval_seed": e,
+        "protocol": protocol,
+        "accuracy": accuracy,
+        "diverged": False,
+        "teacher": teacher,
+    }
     return blank | about | PLAIN | own | tau | {"set_id": f"{pool} {d}", "width": 128.0} | other
 
 
@@ -68,7 +83,9 @@ def make_rows(seeds=2, nets=NETS, methods=METHODS, **other):
         methods.items(), nets, range(seeds), range(4 // seeds)
     ):
         at = {"iteration": 0} if pool == "random_real" else {}
-        rows.append(row(pool, protocol, net, d, e, accuracy + d + 0.1 * e, teacher=teacher, **(at | other)))
+        rows.append(
+            row(pool, protocol, net, d, e, accuracy + d + 0.1 * e, teacher=teacher, **(at | other))
+        )
     return as_frame(rows)
 
 
@@ -104,14 +121,21 @@ def test_effects_are_the_paired_differences(point, comparison, effect, verdict):
 
 def test_the_published_difference_is_with_minus_without_kd():
     lines = whole()
-    assert only(lines, comparison="KD − CE, baseline sets", net="ResNet18")["published"] == pytest.approx(18.69 - 14.30)
-    assert only(lines, comparison="KD − CE, pool sets", net="ResNet18")["published"] == pytest.approx(22.03 - 15.17)
+    assert only(lines, comparison="KD − CE, baseline sets", net="ResNet18")[
+        "published"
+    ] == pytest.approx(18.69 - 14.30)
+    assert only(lines, comparison="KD − CE, pool sets", net="ResNet18")[
+        "published"
+    ] == pytest.approx(22.03 - 15.17)
     assert np.isnan(only(lines, comparison="KD − CE, pool sets", net="ConvNet")["published"])
 
 
 def test_the_verdict_turns_with_the_sign():
     better, worse = make_rows(), make_rows(methods=METHODS | {("main", "kd", "ConvNet"): 18.0})
-    verdicts = [only(audit(r), comparison="KD − CE, baseline sets", net="MLP")["verdict"] for r in (better, worse)]
+    verdicts = [
+        only(audit(r), comparison="KD − CE, baseline sets", net="MLP")["verdict"]
+        for r in (better, worse)
+    ]
     assert verdicts == [SUPPORTED, CONTRADICTED]
 
 
@@ -189,9 +213,15 @@ def test_the_rule_of_repeats(printed, verdict):
 
 def test_published_repeats_change_less():
     nets = dict.fromkeys(NETS, 0.0)
-    lines = [{"ipc": 1, "iteration": k, "method": m} | nets for k in (1, 2, 3) for m in ("baseline", "KD")]
+    lines = [
+        {"ipc": 1, "iteration": k, "method": m} | nets
+        for k in (1, 2, 3)
+        for m in ("baseline", "KD")
+    ]
     published = pd.DataFrame(lines)
-    published.loc[(published["method"] == "baseline") & (published["iteration"] == 2), list(NETS)] = 3.0
+    published.loc[
+        (published["method"] == "baseline") & (published["iteration"] == 2), list(NETS)
+    ] = 3.0
     found = printed_changes(published, 1)
     assert (found["mean"], found["high"], found["n"]) == (-3.0, -3.0, "6 nets × 2 changes")
     assert printed_changes(published.iloc[:0], 1) is None
@@ -200,7 +230,9 @@ def test_published_repeats_change_less():
 def sweep(net="MLP", seeds=1):
     """tau 2 is best on validation images, tau 4 on test images, by 1.5 points."""
     rows = []
-    for (tau, val, test), d, e in itertools.product([(1.0, 10, 20), (2.0, 14, 21), (4.0, 12, 22.5)], range(seeds), range(4)):
+    for (tau, val, test), d, e in itertools.product(
+        [(1.0, 10, 20), (2.0, 14, 21), (4.0, 12, 22.5)], range(seeds), range(4)
+    ):
         rows.append(row("main", "kd", net, d, e, val + 0.1 * e, tau=tau, split="val"))
         rows.append(row("main", "kd", net, d, e, test + 0.1 * e, tau=tau))
     return as_frame([*rows, *(row("main", "ce", net, 0, e, 20.0) for e in range(4))])
@@ -233,12 +265,19 @@ def test_a_tau_without_test_rows_is_not_chosen():
 
 
 def test_tau_on_test_is_best_on_test_minus_chosen():
-    found = only(audit(sweep()), point="tau", comparison="τ best on test − τ chosen on validation, baseline sets", net="MLP")
+    found = only(
+        audit(sweep()),
+        point="tau",
+        comparison="τ best on test − τ chosen on validation, baseline sets",
+        net="MLP",
+    )
     assert (found["effect"], found["n"], found["verdict"]) == (pytest.approx(1.5), "1×4", SUPPORTED)
 
 
 def test_warm_up_and_depth_are_compared_and_kept_out_of_the_rest():
-    released = make_rows(methods={("main_plus_similar", "ce", ""): 26.0}, warmup=500, similar_depth=1, set_id="other")
+    released = make_rows(
+        methods={("main_plus_similar", "ce", ""): 26.0}, warmup=500, similar_depth=1, set_id="other"
+    )
     lines = audit(pd.concat([make_rows(), released], ignore_index=True))
     assert only(lines, point="warm-up", net="MLP")["effect"] == pytest.approx(3.0)
     assert only(lines, comparison="KD − CE, pool sets", net="MLP")["effect"] == pytest.approx(1.0)
@@ -248,7 +287,9 @@ def test_a_distillation_made_twice_counts_once():
     twice = make_rows(methods={("main", "ce", ""): 50.0}, nets=("MLP",), set_id="made again")
     rows = comparable(pd.concat([make_rows(), twice], ignore_index=True))
     assert "made again" not in set(rows["set_id"])
-    assert only(audit(rows), comparison="KD − CE, baseline sets", net="MLP")["effect"] == pytest.approx(2.0)
+    assert only(audit(rows), comparison="KD − CE, baseline sets", net="MLP")[
+        "effect"
+    ] == pytest.approx(2.0)
 
 
 def test_the_spread_is_split_into_sets_and_nets():
@@ -266,37 +307,64 @@ def test_the_nearest_protocol_is_named():
         ("main", "ce", ""): 19.0,
         ("main", "authors-2023", "ConvNet"): 16.0,
     }
-    found = nearest(make_rows(methods=methods, seeds=1)).query("net == 'ResNet18'").set_index("printed")["nearest"]
+    found = (
+        nearest(make_rows(methods=methods, seeds=1))
+        .query("net == 'ResNet18'")
+        .set_index("printed")["nearest"]
+    )
     assert (found["baseline"], found["KD"]) == ("½ CE", "CE")  # printed 14.30 and 18.69
 
 
 def test_claims_hold_by_the_rule():
     found = claims(make_rows()).set_index("number")["verdict"].to_dict()
-    assert found == {1: HOLDS, 2: HOLDS, 3: HOLDS, 4: HOLDS, 5: FAILS}  # equal gains: ResNet18's is not the largest
+    assert found == {
+        1: HOLDS,
+        2: HOLDS,
+        3: HOLDS,
+        4: HOLDS,
+        5: FAILS,
+    }  # equal gains: ResNet18's is not the largest
 
 
 def test_claims_fail_and_hold_in_part():
     rows = make_rows()
     lower = (rows["pool"] == "main_plus_similar") & (rows["protocol"] == "ce")
-    assert claims(rows[~(lower & (rows["net"] == "MLP"))])["verdict"][1] == IN_PART  # a net is missing
+    assert (
+        claims(rows[~(lower & (rows["net"] == "MLP"))])["verdict"][1] == IN_PART
+    )  # a net is missing
     assert claims(rows.assign(accuracy=rows["accuracy"] - 9 * lower))["verdict"][1] == FAILS
-    assert claims(rows.assign(accuracy=rows["accuracy"] - 9 * (lower & (rows["net"] == "MLP"))))["verdict"][1] == IN_PART
+    assert (
+        claims(rows.assign(accuracy=rows["accuracy"] - 9 * (lower & (rows["net"] == "MLP"))))[
+            "verdict"
+        ][1]
+        == IN_PART
+    )
     assert claims(rows[~lower])["verdict"][1] == MISSING
 
 
 def test_the_largest_gain_is_that_of_resnet18():
     rows = make_rows()
-    more = (rows["net"] == "ResNet18") & (rows["pool"] == "main_plus_similar") & (rows["protocol"] == "kd")
+    more = (
+        (rows["net"] == "ResNet18")
+        & (rows["pool"] == "main_plus_similar")
+        & (rows["protocol"] == "kd")
+    )
     rows = rows.assign(accuracy=rows["accuracy"] + 2.5 * more)
     assert claims(rows)["verdict"][4] == HOLDS
     cells = claim_cells(rows).query("claim == 5")
-    assert list(cells["net"]) == ["MLP", "LeNet", "AlexNet", "VGG11"] and cells["effect"].tolist() == pytest.approx([2.5] * 4)
+    assert list(cells["net"]) == ["MLP", "LeNet", "AlexNet", "VGG11"] and cells[
+        "effect"
+    ].tolist() == pytest.approx([2.5] * 4)
 
 
 def test_one_distillation_is_said():
     found = claims(make_rows(seeds=1))
     assert list(found["claim"]) == list(CLAIMS.values())
-    assert found["evidence"].str.contains("one distillation, so that the intervals cover the nets' spread only").all()
+    assert (
+        found["evidence"]
+        .str.contains("one distillation, so that the intervals cover the nets' spread only")
+        .all()
+    )
     assert not claims(make_rows())["evidence"].str.contains("one distillation").any()
 
 
@@ -313,9 +381,14 @@ def test_the_committed_rows_give_lines_claims_and_figures():
     lines = audit(rows, **expected)
     measured = lines[lines["verdict"] != MISSING]
     assert measured[["effect", "low", "high"]].notna().all(axis=None) and measured["n"].ne("").all()
-    assert (measured["low"] <= measured["effect"] + 1e-9).all() and (measured["effect"] <= measured["high"] + 1e-9).all()
+    assert (measured["low"] <= measured["effect"] + 1e-9).all() and (
+        measured["effect"] <= measured["high"] + 1e-9
+    ).all()
     figure = audit_figures.effects(lines[lines["point"] == "kd"], "KD")
-    assert [axis.get_title(loc="left").splitlines()[1] for axis in figure.axes] == ["baseline sets", "pool sets"]
+    assert [axis.get_title(loc="left").splitlines()[1] for axis in figure.axes] == [
+        "baseline sets",
+        "pool sets",
+    ]
     assert audit_figures.effects(lines[lines["point"] == "warm-up"], "nothing") is None
 
 

@@ -23,7 +23,9 @@ MEGA = 10**6
 
 def convolutions():
     """FLOP of each layer's product of ConvNet-D3-W128 on one 32x32 image: 2 x inputs x 9 x outputs x pixels, then linear."""
-    first, second, third = (2 * 9 * inputs * 128 * side**2 for inputs, side in ((3, 32), (128, 16), (128, 8)))
+    first, second, third = (
+        2 * 9 * inputs * 128 * side**2 for inputs, side in ((3, 32), (128, 16), (128, 8))
+    )
     return first, second, third, 2 * 2048 * 10
 
 
@@ -42,15 +44,24 @@ def test_flop_of_cases_adds_up():
     step, epoch = 10 * 256 * each["train"] + 100 * each["match"], 100 * each["train"]
     assert measures.flop(case) == step
     assert measures.flop(case | {"kind": "epoch"}) == epoch
-    assert measures.flop(case | {"kind": "iteration", "outer": 10, "inner": 50}) == 10 * step + 9 * 50 * epoch
+    assert (
+        measures.flop(case | {"kind": "iteration", "outer": 10, "inner": 50})
+        == 10 * step + 9 * 50 * epoch
+    )
     tested = case | {"kind": "evaluation", "nets": 2, "epochs": 3, "test": 500}
     assert measures.flop(tested) == 2 * (3 * epoch + 500 * each["forward"])
 
 
 def test_cases_say_what_is_shortened():
     for device in ("cpu", "cuda"):
-        assert {case["kind"] for case in bench.cases(device).values()} == {*measures.KINDS, "ceilings", "scaling"}
-    assert "2 of 10 outer steps, 5 of 50 inner epochs" in bench.cases("cpu")["iteration-ipc10"]["note"]
+        assert {case["kind"] for case in bench.cases(device).values()} == {
+            *measures.KINDS,
+            "ceilings",
+            "scaling",
+        }
+    assert (
+        "2 of 10 outer steps, 5 of 50 inner epochs" in bench.cases("cpu")["iteration-ipc10"]["note"]
+    )
     assert not any(case.get("note") for case in bench.cases("cuda").values())
     assert bench.cases("cuda")["iteration-ipc10"]["inner"] == 50
 
@@ -63,11 +74,16 @@ def test_clock_keeps_all_but_the_warmup():
     assert turns == [2, 3, 4]
 
 
-@pytest.mark.parametrize("name", ["step-ipc1", "epoch-ipc50", "iteration-ipc10", "evaluation-LeNet"])
+@pytest.mark.parametrize(
+    "name", ["step-ipc1", "epoch-ipc50", "iteration-ipc10", "evaluation-LeNet"]
+)
 def test_one_measurement(name, capsys):
     assert bench.main(["--tiny", "--device", "cpu", "--repeats", "2", "--one", name]) == 0
     (record,) = json.loads(capsys.readouterr().out)
-    assert len(record["seconds"]) == 2 * bench.cases("cpu", tiny=True)[name]["times"] and min(record["seconds"]) > 0
+    assert (
+        len(record["seconds"]) == 2 * bench.cases("cpu", tiny=True)[name]["times"]
+        and min(record["seconds"]) > 0
+    )
     assert record["flop"] > 0 and record["precision"] == "float32"
 
 
@@ -98,21 +114,43 @@ def fake_run():
     found = bench.cases("cpu")
     names = ("ceilings", "step-ipc10", "evaluation-ConvNet", "scaling")
     common = {"units": 1, "threads": 2, "precision": "float32", "flop": 5 * 10**9}
-    ours, theirs = {"side": "float32", "peak_mb": 100.0, **common}, {"side": "reference", "peak_mb": 400.4, **common}
+    ours, theirs = (
+        {"side": "float32", "peak_mb": 100.0, **common},
+        {"side": "reference", "peak_mb": 400.4, **common},
+    )
     records = [
-        {"case": "ceilings", "work": "matmul 2048", "precision": "float32", "flop": 10**10, "seconds": [0.1, 0.1, 0.2]},
+        {
+            "case": "ceilings",
+            "work": "matmul 2048",
+            "precision": "float32",
+            "flop": 10**10,
+            "seconds": [0.1, 0.1, 0.2],
+        },
         {"case": "step-ipc10", **ours, "seconds": [0.5, 0.4, 0.6]},
         {"case": "step-ipc10", **theirs, "seconds": [2.0, 1.0, 1.5]},
         {"case": "evaluation-ConvNet", **ours, "seconds": [1.5, 1.5], "test_seconds": [0.5, 0.5]},
     ]
     for panel, values in bench.PANELS.items():
-        scaled = {"case": "scaling", "panel": panel, "batch_real": 32, "seconds": [0.1, 0.3, 0.2], **common}
+        scaled = {
+            "case": "scaling",
+            "panel": panel,
+            "batch_real": 32,
+            "seconds": [0.1, 0.3, 0.2],
+            **common,
+        }
         records += [scaled | {"x": x} for x in values]
     return {
-        "date": "2025-01-02T03:04:05+00:00", "environment": {"device": "Machine A", "torch": "2.0"}, "reference": "abc",
-        "settings": {"repeats": 3}, "minutes": 1.5, "cases": {n: found[n] for n in names}, "records": records,
-        "skipped": ["epoch-ipc10"], "failed": {"epoch-ipc50": "no memory"}, "end_to_end": {"seconds": 240.2},
-    }  # fmt: skip
+        "date": "2025-01-02T03:04:05+00:00",
+        "environment": {"device": "Machine A", "torch": "2.0"},
+        "reference": "abc",
+        "settings": {"repeats": 3},
+        "minutes": 1.5,
+        "cases": {n: found[n] for n in names},
+        "records": records,
+        "skipped": ["epoch-ipc10"],
+        "failed": {"epoch-ipc50": "no memory"},
+        "end_to_end": {"seconds": 240.2},
+    }
 
 
 def test_render(tmp_path):
@@ -126,9 +164,15 @@ def test_render(tmp_path):
     text = report.read_text()
     assert text.count("\n## Machine") == 2
     assert "| matmul 2048 | float32 | 3 | 100 [100, 200] ms | 100 |" in text
-    assert "| step-ipc10 | ddlib | float32 | 3 | 500 [400, 600] ms | 10 | 10% | 100 | 3.00 |" in text
-    assert "| step-ipc10 | reference | float32 | 3 | 1.5 [1, 2] s | 3.33 | 3% | 400 | 1.00 |" in text
-    assert "| ConvNet | ddlib | float32 | 0.2000 | 1.0000 | 70.2 |" in text  # (1.5 - 0.5) / 5 epochs; 500 test images
+    assert (
+        "| step-ipc10 | ddlib | float32 | 3 | 500 [400, 600] ms | 10 | 10% | 100 | 3.00 |" in text
+    )
+    assert (
+        "| step-ipc10 | reference | float32 | 3 | 1.5 [1, 2] s | 3.33 | 3% | 400 | 1.00 |" in text
+    )
+    assert (
+        "| ConvNet | ddlib | float32 | 0.2000 | 1.0000 | 70.2 |" in text
+    )  # (1.5 - 0.5) / 5 epochs; 500 test images
     assert "epoch-ipc10`: skipped" in text and "failed: no memory" in text and "once: 240 s" in text
     assert figure.read_bytes()[:4] == b"\x89PNG"
 
@@ -151,7 +195,11 @@ def test_the_readme_tells_what_the_committed_results_say():
     readme = (ROOT / "README.md").read_text()
     assert render.shown(render.read(sorted(render.RESULTS.glob("*.json")))) in readme
     summary = equality.summary(pd.read_csv(equality.RESULTS))
-    assert set(summary["ipc"]) == set(equality.LOOPS) and set(summary["path"]) == set(equality.PATHS)
+    assert set(summary["ipc"]) == set(equality.LOOPS) and set(summary["path"]) == set(
+        equality.PATHS
+    )
     for _, found in summary[summary["path"] != "plain"].iterrows():
-        effect, low, high = (signed(found[name]) for name in ("difference", "difference low", "difference high"))
+        effect, low, high = (
+            signed(found[name]) for name in ("difference", "difference low", "difference high")
+        )
         assert f"{effect} [{low}, {high}]" in " ".join(readme.split())

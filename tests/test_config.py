@@ -21,25 +21,59 @@ def test_every_profile_builds_all_its_configs_and_pools(name):
             config = profile.distill_config(pool, profile.seeds[0], ipc)
             assert (config.ipc, config.pool, config.seed) == (ipc, pool, profile.seeds[0])
             assert max(config.snapshots) <= config.iterations == profile.iterations
-            ModelPool.preset(config.pool, config.main_prob, config.width, config.depth, config.width_factor)
+            ModelPool.preset(
+                config.pool, config.main_prob, config.width, config.depth, config.width_factor
+            )
     assert profile.eval_config().epochs == profile.epochs
     assert profile.note and profile.name == name
 
 
 def test_paper_profile_is_the_papers():
-    distill, evaluate = get_profile("paper").distill_config("main_plus_similar", 0, 10), get_profile("paper").eval_config()
-    assert (distill.width, distill.depth, distill.main_prob, distill.warmup, distill.similar_depth) == (128, 3, 0.9, 0, None)
+    distill, evaluate = (
+        get_profile("paper").distill_config("main_plus_similar", 0, 10),
+        get_profile("paper").eval_config(),
+    )
+    assert (
+        distill.width,
+        distill.depth,
+        distill.main_prob,
+        distill.warmup,
+        distill.similar_depth,
+    ) == (128, 3, 0.9, 0, None)
     assert (distill.batch_real, distill.batch_bn, distill.batch_train) == (256, 16, 256)
-    assert (distill.lr_images, distill.momentum_images, distill.lr_net, distill.loops) == (0.1, 0.5, 0.01, (10, 50))
-    assert (evaluate.epochs, evaluate.lr, evaluate.momentum, evaluate.weight_decay) == (301, 0.01, 0.9, 5e-4)
-    assert (evaluate.batch, evaluate.alpha, evaluate.tau, evaluate.drop_epoch) == (256, 0.5, 1.5, 151)
+    assert (distill.lr_images, distill.momentum_images, distill.lr_net, distill.loops) == (
+        0.1,
+        0.5,
+        0.01,
+        (10, 50),
+    )
+    assert (evaluate.epochs, evaluate.lr, evaluate.momentum, evaluate.weight_decay) == (
+        301,
+        0.01,
+        0.9,
+        5e-4,
+    )
+    assert (evaluate.batch, evaluate.alpha, evaluate.tau, evaluate.drop_epoch) == (
+        256,
+        0.5,
+        1.5,
+        151,
+    )
     assert get_profile("paper").reported == (1000, 2000, 3000) and get_profile("paper").n_eval == 10
     assert set(get_profile("paper").reported) <= set(get_profile("paper").snapshots)
 
 
 def test_a_profile_can_be_overridden():
-    profile = get_profile("quick", {"iterations": 20, "seeds": 5, "ipcs": [1, 2], "tau": 4, "outer": None})
-    assert (profile.iterations, profile.seeds, profile.ipcs, profile.tau, profile.outer) == (20, (5,), (1, 2), 4.0, None)
+    profile = get_profile(
+        "quick", {"iterations": 20, "seeds": 5, "ipcs": [1, 2], "tau": 4, "outer": None}
+    )
+    assert (profile.iterations, profile.seeds, profile.ipcs, profile.tau, profile.outer) == (
+        20,
+        (5,),
+        (1, 2),
+        4.0,
+        None,
+    )
     assert isinstance(profile.tau, float)
     assert PROFILES["quick"].iterations != 20
 
@@ -82,7 +116,9 @@ def test_changes_reach_the_configs():
         ({"val_fraction": 2.0}, ("val_fraction is 2.0", "0.9")),
         ({"width_factor": 0.0}, ("width_factor", "0.0", "0.01 to 8")),
     ],
-    ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+    ids=lambda value: (
+        ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
+    ),
 )
 def test_a_wrong_setting_fails_at_once(settings, words):
     with refused(*words):
@@ -114,7 +150,9 @@ def test_unknown_profile_is_refused():
         ({"lr_images": -0.1}, ("lr_images is -0.1", "at least 0")),
         ({"momentum_images": -0.5}, ("momentum_images is -0.5", "0")),
     ],
-    ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+    ids=lambda value: (
+        ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
+    ),
 )
 def test_a_wrong_distillation_setting_is_refused(settings, words):
     with refused(*words):
@@ -132,7 +170,9 @@ def test_a_wrong_distillation_setting_is_refused(settings, words):
         ({"lr": -0.1}, ("lr is -0.1", "at least 0")),
         ({"momentum": -0.9}, ("momentum is -0.9", "0")),
     ],
-    ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+    ids=lambda value: (
+        ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
+    ),
 )
 def test_a_wrong_evaluation_setting_is_refused(settings, words):
     with refused(*words):
@@ -145,14 +185,22 @@ def test_an_int_is_good_enough_for_a_float():
 
 def test_defaults_are_the_papers():
     config = DistillConfig()
-    assert (config.iterations, config.pool, config.main_prob, config.similar_depth) == (1000, "main_plus_similar", 0.9, None)
+    assert (config.iterations, config.pool, config.main_prob, config.similar_depth) == (
+        1000,
+        "main_plus_similar",
+        0.9,
+        None,
+    )
     assert config.loops == (1, 1) and DistillConfig(ipc=10, outer=3).loops == (3, 50)
 
 
 def test_to_dict_is_json():
     config = DistillConfig(snapshots=(1, 2))
     again = json.loads(json.dumps(to_dict(config)))
-    assert again == to_dict(config) and DistillConfig(**(again | {"snapshots": tuple(again["snapshots"])})) == config
+    assert (
+        again == to_dict(config)
+        and DistillConfig(**(again | {"snapshots": tuple(again["snapshots"])})) == config
+    )
 
 
 @pytest.mark.parametrize(
@@ -209,7 +257,9 @@ def test_check_choice_and_check_range_return_what_is_right():
         check_range("n", "4", 1)
 
 
-@pytest.mark.parametrize(("name", "words"), [("gpu", ("'gpu'", "auto, cpu, cuda")), ("tpu:0", ("'tpu'", "cuda"))])
+@pytest.mark.parametrize(
+    ("name", "words"), [("gpu", ("'gpu'", "auto, cpu, cuda")), ("tpu:0", ("'tpu'", "cuda"))]
+)
 def test_unknown_device_is_refused(name, words):
     with refused(*words):
         pick_device(name)
@@ -224,5 +274,8 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
 
 def test_environment_names_machine_and_versions():
     about = environment("cpu")
-    assert set(about) == {"device", "python", "torch", "ddlib", "revision"} and about["torch"] == torch.__version__
+    assert (
+        set(about) == {"device", "python", "torch", "ddlib", "revision"}
+        and about["torch"] == torch.__version__
+    )
     assert json.loads(json.dumps(about)) == about

@@ -26,15 +26,20 @@ def pixels(n_classes=2, per_class=PER_CLASS, side=32, channels=3, seed=0):
     """uint8 [N, side, side, channels], the class readable from the brightness, and labels in mixed order."""
     random = np.random.default_rng(seed)
     labels = np.tile(np.arange(n_classes), per_class)
-    images = random.integers(0, 100, (len(labels), side, side, channels)) + 70 * labels[:, None, None, None]
+    images = (
+        random.integers(0, 100, (len(labels), side, side, channels))
+        + 70 * labels[:, None, None, None]
+    )
     return images.astype(np.uint8), labels
 
 
 def save_npz(path, images, labels, test_images=None, test_labels=None, **more):
     arrays = {
-        "x_train": images, "y_train": labels, "x_test": images if test_images is None else test_images,
+        "x_train": images,
+        "y_train": labels,
+        "x_test": images if test_images is None else test_images,
         "y_test": labels if test_labels is None else test_labels,
-    }  # fmt: skip
+    }
     np.savez(path, **(arrays | more))
     return path
 
@@ -52,7 +57,11 @@ def save_tree(folder, images, labels, classes, suffix="png"):
 
 
 def test_digits_have_the_documented_sizes(digits):
-    assert digits.shape == (1, 32, 10) and digits.name == "digits" and digits.classes == tuple("0123456789")
+    assert (
+        digits.shape == (1, 32, 10)
+        and digits.name == "digits"
+        and digits.classes == tuple("0123456789")
+    )
     assert len(digits.x_train) + len(digits.x_val) + len(digits.x_test) == 1797
     assert torch.bincount(digits.y_test).tolist() == [50] * 10
     assert sum(digits.counts()) == len(digits.x_train) and digits.x_train.dtype == torch.float32
@@ -66,7 +75,9 @@ def test_training_images_are_normalised_by_their_own_mean_and_std(digits):
 
 
 def test_splits_are_disjoint_and_together_the_whole(digits):
-    prints = [{x.numpy().tobytes() for x in digits.split(name)[0]} for name in ("train", "val", "test")]
+    prints = [
+        {x.numpy().tobytes() for x in digits.split(name)[0]} for name in ("train", "val", "test")
+    ]
     train, val, test = prints
     assert not (train & val or train & test or val & test)
     assert [len(p) for p in prints] == [len(digits.x_train), len(digits.x_val), len(digits.x_test)]
@@ -89,7 +100,9 @@ def test_loading_twice_holds_out_the_same(digits):
 
 def test_a_net_learns_the_digits(digits):
     """Images and labels belong together, in training as in test."""
-    rows = evaluate(full_real(digits), digits, ["MLP"], n_eval=1, epochs=4, batch=64, progress=False)
+    rows = evaluate(
+        full_real(digits), digits, ["MLP"], n_eval=1, epochs=4, batch=64, progress=False
+    )
     assert rows["accuracy"][0] > 85
 
 
@@ -101,7 +114,9 @@ def test_side_is_resized_to(digits):
 @pytest.mark.parametrize("fraction", [0.0, 0.5])
 def test_validation_fraction_is_the_users(fraction):
     data = load_data("digits", val_fraction=fraction)
-    assert len(data.x_val) / (len(data.x_val) + len(data.x_train)) == pytest.approx(fraction, abs=0.01)
+    assert len(data.x_val) / (len(data.x_val) + len(data.x_train)) == pytest.approx(
+        fraction, abs=0.01
+    )
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0])
@@ -134,7 +149,10 @@ def test_sample_of_more_than_a_class_holds_is_refused(data):
 def test_to_changes_the_type_of_images_only(data):
     data.sample(0, 1, stream(0, "x"))  # fills a cache that must not travel
     double = data.to(dtype=torch.float64)
-    assert double.x_train.dtype == double.x_test.dtype == torch.float64 and double.y_val.dtype == torch.int64
+    assert (
+        double.x_train.dtype == double.x_test.dtype == torch.float64
+        and double.y_val.dtype == torch.int64
+    )
     assert torch.equal(double.x_val.float(), data.x_val)
     assert double.sample(0, 2, stream(0, "x")).dtype == torch.float64
 
@@ -183,7 +201,9 @@ def test_npz_layouts_give_the_same_data(tmp_path, layout):
     data = load_data(save_npz(tmp_path / "mine.npz", LAYOUTS[layout](images), labels))
     assert data.shape == (3, 32, 2) and data.name == "mine" and data.classes == ("0", "1")
     expected = torch.tensor(images.transpose(0, 3, 1, 2) / 255, dtype=torch.float32)
-    torch.testing.assert_close(data.mean, tuple(expected.mean((0, 2, 3)).tolist()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        data.mean, tuple(expected.mean((0, 2, 3)).tolist()), rtol=1e-5, atol=1e-6
+    )
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (data.mean, data.std))
     torch.testing.assert_close(data.x_test * std + mean, expected, rtol=1e-5, atol=1e-6)
     assert data.y_test.tolist() == labels.tolist()
@@ -197,7 +217,9 @@ def test_npz_of_gray_images_without_a_channel(tmp_path, side, float_pixels):
     data = load_data(save_npz(tmp_path / "gray.npz", images, labels))
     assert data.shape == (1, side, 2)
     back = data.x_test[:, 0] * data.std[0] + data.mean[0]
-    torch.testing.assert_close(back, torch.tensor(images / (1 if float_pixels else 255)).float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        back, torch.tensor(images / (1 if float_pixels else 255)).float(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_labels_stay_with_their_images(tmp_path):
@@ -214,7 +236,9 @@ def test_npz_may_name_its_classes(tmp_path):
     assert data.classes == ("cat", "dog")
 
 
-@pytest.mark.parametrize(("side", "asked", "expected"), [(40, None, 32), (32, 28, 28), (28, 32, 32)])
+@pytest.mark.parametrize(
+    ("side", "asked", "expected"), [(40, None, 32), (32, 28, 28), (28, 32, 32)]
+)
 def test_npz_images_are_resized(tmp_path, side, asked, expected):
     data = load_data(save_npz(tmp_path / "mine.npz", *pixels(side=side)), side=asked)
     assert data.shape[1] == expected == data.x_test.shape[2]
@@ -240,7 +264,10 @@ GRAY = IMAGES[..., :1]
     [
         ((IMAGES / 127.5 - 1, LABELS), ("pixels", "-1", "0 to 1")),
         ((IMAGES.astype(np.int64), LABELS), ("pixels", "169", "0 to 1")),
-        ((np.where(IMAGES[0, 0, 0, 0] == IMAGES, np.nan, IMAGES / 255), LABELS), ("pixels", "nan", "0 to 1")),
+        (
+            (np.where(IMAGES[0, 0, 0, 0] == IMAGES, np.nan, IMAGES / 255), LABELS),
+            ("pixels", "nan", "0 to 1"),
+        ),
         ((IMAGES[0], LABELS), ("y_train", "[16]", "32 images")),
         ((IMAGES[None], LABELS), ("[1, 16, 32, 32, 3]", "[N, C, H, W]")),
         ((IMAGES[:0], LABELS), ("[0,", "N at least 1")),
@@ -254,9 +281,24 @@ GRAY = IMAGES[..., :1]
         ((IMAGES, LABELS * 2), ("'1'", "no training images")),
         ((IMAGES.astype(str), LABELS), ("mine.npz", "images")),
     ],
-    ids=["from -1 to 1", "integers", "nan", "one image", "5-D", "none", "labels too few", "label floats", "negative label",
-         "label too large", "test label floats", "test labels too few", "channels differ", "empty class", "text"],
-)  # fmt: skip
+    ids=[
+        "from -1 to 1",
+        "integers",
+        "nan",
+        "one image",
+        "5-D",
+        "none",
+        "labels too few",
+        "label floats",
+        "negative label",
+        "label too large",
+        "test label floats",
+        "test labels too few",
+        "channels differ",
+        "empty class",
+        "text",
+    ],
+)
 def test_arrays_that_make_no_data_set_are_refused(tmp_path, arrays, words):
     path = save_npz(tmp_path / "mine.npz", *arrays)
     with refused(*words):
@@ -291,7 +333,14 @@ def test_damaged_npz_is_refused(tmp_path, damage):
         with open(path, "wb") as file:
             np.save(file, IMAGES)
     else:
-        path.write_bytes({"empty": b"", "text": b"hello", "half": content[: len(content) // 2], "flipped": content}[damage])
+        path.write_bytes(
+            {
+                "empty": b"",
+                "text": b"hello",
+                "half": content[: len(content) // 2],
+                "flipped": content,
+            }[damage]
+        )
     with refused("mine.npz", "damaged"):
         load_data(path)
     gc.collect()  # a file left open would warn here
@@ -303,15 +352,21 @@ def test_damaged_npz_is_refused(tmp_path, damage):
 @pytest.mark.parametrize(("channels", "side", "asked"), [(3, 32, None), (1, 32, None), (3, 20, 28)])
 def test_image_folder(tmp_path, channels, side, asked):
     images, labels = pixels(side=side, channels=channels)
-    tree = save_tree(tmp_path / "pets", images if channels == 3 else images[..., 0], labels, ["cat", "dog"])
+    tree = save_tree(
+        tmp_path / "pets", images if channels == 3 else images[..., 0], labels, ["cat", "dog"]
+    )
     data = load_data(tree, side=asked, val_fraction=0.25)
-    assert data.shape == (3, asked or 32, 2) and data.classes == ("cat", "dog") and data.name == "pets"
+    assert (
+        data.shape == (3, asked or 32, 2) and data.classes == ("cat", "dog") and data.name == "pets"
+    )
     assert data.counts() == [6, 6] and len(data.x_val) == 4 and len(data.x_test) == 16
     for part in ("train", "val", "test"):
         x, y = data.split(part)
         assert ((x.mean((1, 2, 3)) > 0) == (y == 1)).all()
     if side == 32:
-        back = data.x_test[0] * torch.tensor(data.std).view(-1, 1, 1) + torch.tensor(data.mean).view(-1, 1, 1)
+        back = data.x_test[0] * torch.tensor(data.std).view(-1, 1, 1) + torch.tensor(
+            data.mean
+        ).view(-1, 1, 1)
         expected = torch.tensor(images[0].transpose(2, 0, 1) / 255).float().expand(3, -1, -1)
         torch.testing.assert_close(back, expected, rtol=1e-5, atol=1e-5)
 

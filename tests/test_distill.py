@@ -19,9 +19,16 @@ from ddlib.store import load_tensors, save_tensors
 
 loop = module("distill")
 SMALL = {
-    "ipc": 2, "main_prob": 0.4, "width": 4, "depth": 1, "iterations": 4, "outer": 2, "inner": 2, "batch_real": 6,
+    "ipc": 2,
+    "main_prob": 0.4,
+    "width": 4,
+    "depth": 1,
+    "iterations": 4,
+    "outer": 2,
+    "inner": 2,
+    "batch_real": 6,
     "batch_bn": 4,
-}  # fmt: skip
+}
 
 
 def config(**changes):
@@ -63,7 +70,9 @@ def set_statistics(net, images):
     """BatchNorm's mean and unbiased variance of what reaches each layer when `images` pass through."""
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     seen = {}
-    hooks = [m.register_forward_pre_hook(lambda m, x: seen.update({m: x[0].detach()})) for m in norms]
+    hooks = [
+        m.register_forward_pre_hook(lambda m, x: seen.update({m: x[0].detach()})) for m in norms
+    ]
     net.train()
     net(images)
     for hook in hooks:
@@ -85,10 +94,15 @@ def with_plain_pooling(net):
 
 def slow_dc(config, data, pool):
     """DC as published, without ddlib's loop, matching, pooling and optimisers. Returns pixels and the mean losses."""
-    rng = {name: stream(config.seed, name) for name in ("pool", "weights", "batch", "batchnorm", "train")}
+    rng = {
+        name: stream(config.seed, name)
+        for name in ("pool", "weights", "batch", "batchnorm", "train")
+    }
     classes = len(data.classes)
     labels = torch.tensor([c for c in range(classes) for _ in range(config.ipc)])
-    images = torch.randn(len(labels), *data.x_train.shape[1:], generator=stream(config.seed, "init")).double()
+    images = torch.randn(
+        len(labels), *data.x_train.shape[1:], generator=stream(config.seed, "init")
+    ).double()
     velocity, losses = torch.zeros_like(images), []
     for k in range(1, config.iterations + 1):
         _, net = pool.sample(rng["pool"], k, rng["weights"])
@@ -96,7 +110,12 @@ def slow_dc(config, data, pool):
         losses.append(0.0)
         for step in range(config.outer):
             if any(isinstance(m, nn.BatchNorm2d) for m in net.modules()):
-                set_statistics(net, torch.cat([data.sample(c, config.batch_bn, rng["batchnorm"]) for c in range(classes)]))
+                set_statistics(
+                    net,
+                    torch.cat(
+                        [data.sample(c, config.batch_bn, rng["batchnorm"]) for c in range(classes)]
+                    ),
+                )
             images.requires_grad_()
             loss = 0
             for c in range(classes):
@@ -105,7 +124,9 @@ def slow_dc(config, data, pool):
                 real_loss = F.cross_entropy(net(real), torch.full((len(real),), c))
                 syn_loss = F.cross_entropy(net(images[labels == c]), labels[labels == c])
                 real_grads = torch.autograd.grad(real_loss, parameters)
-                loss = loss + cosine_distances(torch.autograd.grad(syn_loss, parameters, create_graph=True), real_grads)
+                loss = loss + cosine_distances(
+                    torch.autograd.grad(syn_loss, parameters, create_graph=True), real_grads
+                )
             (gradient,) = torch.autograd.grad(loss, images)
             velocity = config.momentum_images * velocity + gradient
             images = images.detach() - config.lr_images * velocity
@@ -122,7 +143,9 @@ def train_slowly(net, images, labels, config, generator):
         if len(labels) > config.batch_train:
             order = torch.randperm(len(labels), generator=generator).split(config.batch_train)
         for index in order:
-            gradients = torch.autograd.grad(F.cross_entropy(net(images[index]), labels[index]), list(net.parameters()))
+            gradients = torch.autograd.grad(
+                F.cross_entropy(net(images[index]), labels[index]), list(net.parameters())
+            )
             with torch.no_grad():
                 for p, g in zip(net.parameters(), gradients, strict=True):
                     p -= config.lr_net * g
@@ -134,8 +157,14 @@ def train_slowly(net, images, labels, config, generator):
         ({"activation": "relu", "norm": "instance"}, {"iterations": 1}),
         ({"activation": "relu", "norm": "instance"}, {"iterations": 3, "slice_size": 4}),
         ({"activation": "swish", "norm": "batch", "pooling": "max"}, {"iterations": 2}),
-        ({"activation": "sigmoid", "norm": "layer"}, {"iterations": 2, "outer": 3, "batch_train": 4}),
-        ({"activation": "leakyrelu", "norm": "group", "depth": 2}, {"iterations": 2, "slice_size": None, "lr_net": 0.5}),
+        (
+            {"activation": "sigmoid", "norm": "layer"},
+            {"iterations": 2, "outer": 3, "batch_train": 4},
+        ),
+        (
+            {"activation": "leakyrelu", "norm": "group", "depth": 2},
+            {"iterations": 2, "slice_size": None, "lr_net": 0.5},
+        ),
     ],
 )
 def test_loop_equals_the_slow_version(tmp_path, options, changes):
@@ -175,13 +204,23 @@ def stopped_at(name, call, after=False, error=KeyboardInterrupt):
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize(
     ("name", "call"),
-    [("matching_step", 1), ("matching_step", 3), ("matching_step", 4), ("train_on", 2), ("finish_iteration", 3),
-     ("_snapshot", 2), ("freeze_batchnorm", 1), ("train_on", 4)],
-)  # fmt: skip
+    [
+        ("matching_step", 1),
+        ("matching_step", 3),
+        ("matching_step", 4),
+        ("train_on", 2),
+        ("finish_iteration", 3),
+        ("_snapshot", 2),
+        ("freeze_batchnorm", 1),
+        ("train_on", 4),
+    ],
+)
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, data, name, call, after):
     settings = {"snapshots": (0, 2), "seed": 3}
     whole = run(data, **settings)
-    assert whole.log["architecture"].str.contains("batch").any()  # else freeze_batchnorm is never called
+    assert (
+        whole.log["architecture"].str.contains("batch").any()
+    )  # else freeze_batchnorm is never called
     with stopped_at(name, call, after):
         run(data, tmp_path, **settings)
     assert_same_run(run(data, tmp_path, **settings), whole)
@@ -233,9 +272,14 @@ def test_without_resume_it_starts_anew(tmp_path, data, monkeypatch):
 
 @pytest.mark.parametrize(
     ("changes", "names"),
-    [({"lr_images": 0.2}, ["lr_images"]), ({"iterations": 5}, ["iterations"]), ({"seed": 1, "inner": 3}, ["seed", "inner"]),
-     ({"main_prob": 0.5}, ["main_prob"]), ({"snapshots": (1,)}, ["snapshots"])],
-)  # fmt: skip
+    [
+        ({"lr_images": 0.2}, ["lr_images"]),
+        ({"iterations": 5}, ["iterations"]),
+        ({"seed": 1, "inner": 3}, ["seed", "inner"]),
+        ({"main_prob": 0.5}, ["main_prob"]),
+        ({"snapshots": (1,)}, ["snapshots"]),
+    ],
+)
 def test_checkpoint_of_other_settings_is_refused(tmp_path, data, changes, names):
     run(data, tmp_path)
     with refused("checkpoint.safetensors", *names, "resume=False"):
@@ -262,7 +306,9 @@ def interrupted_run(folder, data):
 def test_damaged_checkpoint_or_snapshot_is_refused(tmp_path, data, file, content):
     interrupted_run(tmp_path, data)
     path = tmp_path / file
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
+    path.write_bytes(
+        path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content
+    )
     with refused(file, "damaged"):
         run(data, tmp_path, snapshots=(1,))
 
@@ -320,7 +366,9 @@ def test_damaged_log_is_refused(tmp_path, data, damage, words):
 
 def test_log_comes_back_as_it_was_written(tmp_path, data):
     result = run(data, tmp_path)
-    pd.testing.assert_frame_equal(pd.DataFrame(read_log(tmp_path / "log.csv")), result.log, check_exact=True)
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(read_log(tmp_path / "log.csv")), result.log, check_exact=True
+    )
 
 
 # Divergence -----------------------------------------------------------------------------------------------------------
@@ -367,7 +415,11 @@ def test_gradient_that_is_not_finite_counts_though_the_loss_is(data, monkeypatch
 
 def test_stop_stops_and_stays_stopped(tmp_path, data, monkeypatch):
     first = run(data, tmp_path, on_divergence="stop", **EXPLODES)
-    assert first.iteration == 1 and len(first.log) == 1 and first.provenance["diverged_iterations"] == 1
+    assert (
+        first.iteration == 1
+        and len(first.log) == 1
+        and first.provenance["diverged_iterations"] == 1
+    )
     monkeypatch.delattr(loop, "matching_step")
     assert_same_run(run(data, tmp_path, on_divergence="stop", **EXPLODES), first)
 
@@ -396,7 +448,9 @@ def test_seeds_differ(data):
 def test_snapshots_are_taken_where_asked_and_at_the_end(tmp_path, data, snapshots, taken):
     result = run(data, tmp_path, snapshots=snapshots)
     assert [s.iteration for s in result.history] == taken
-    assert sorted(p.name for p in tmp_path.glob("it*.safetensors")) == [f"it{k:05d}.safetensors" for k in taken]
+    assert sorted(p.name for p in tmp_path.glob("it*.safetensors")) == [
+        f"it{k:05d}.safetensors" for k in taken
+    ]
     assert result.iteration == 4 and torch.equal(result.images, result.history[-1].images)
 
 
@@ -412,7 +466,12 @@ def test_the_set_knows_where_it_comes_from(data):
     assert result.config == json.loads(json.dumps(result.config))
     assert DistillConfig(**(result.config | {"snapshots": (1,)})) == config(snapshots=(1,))
     assert result.labels.tolist() == [0, 0, 1, 1, 2, 2] and result.ipc == 2
-    assert (result.mean, result.std, result.classes, result.dataset) == (data.mean, data.std, data.classes, data.name)
+    assert (result.mean, result.std, result.classes, result.dataset) == (
+        data.mean,
+        data.std,
+        data.classes,
+        data.name,
+    )
     assert ModelPool.from_dict(result.provenance["pool"]).name == "main_plus_similar"
     assert {"device", "torch", "python", "ddlib", "revision", "seconds"} <= set(result.provenance)
 
@@ -420,7 +479,9 @@ def test_the_set_knows_where_it_comes_from(data):
 def test_log_has_a_row_per_iteration(data):
     log = run(data).log
     assert log["iteration"].tolist() == [1, 2, 3, 4]
-    assert ((log["loss"] > 0) & (log["seconds"] >= 0)).all() and log["architecture"].str.startswith("ConvNet").all()
+    assert ((log["loss"] > 0) & (log["seconds"] >= 0)).all() and log["architecture"].str.startswith(
+        "ConvNet"
+    ).all()
 
 
 def test_warmup_delays_the_pool(data):
@@ -448,7 +509,16 @@ def test_matching_makes_the_loss_fall(data):
 
 @pytest.mark.parametrize(
     ("ipc", "outer", "inner"),
-    [(1, 1, 1), (5, 1, 1), (10, 10, 50), (20, 20, 25), (30, 30, 20), (40, 40, 15), (50, 50, 10), (99, 50, 10)],
+    [
+        (1, 1, 1),
+        (5, 1, 1),
+        (10, 10, 50),
+        (20, 20, 25),
+        (30, 30, 20),
+        (40, 40, 15),
+        (50, 50, 10),
+        (99, 50, 10),
+    ],
 )
 def test_loops_by_ipc(ipc, outer, inner):
     assert loops(ipc) == (outer, inner) == DistillConfig(ipc=ipc).loops
@@ -485,6 +555,9 @@ def test_something_else_than_a_config_is_refused(data):
 
 def test_store_name_depends_on_everything_that_decides_the_result():
     a, b = make_data(), make_data(per_class=11)
-    names = {store_name(config(**c), d) for c, d in [({}, a), ({}, b), ({"seed": 1}, a), ({"lr_images": 0.2}, a)]}
+    names = {
+        store_name(config(**c), d)
+        for c, d in [({}, a), ({}, b), ({"seed": 1}, a), ({"lr_images": 0.2}, a)]
+    }
     assert len(names) == 4
     assert store_name(config(), a) == store_name(config(), make_data())

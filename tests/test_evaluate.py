@@ -11,7 +11,15 @@ from torch import nn
 
 from ddlib.config import EvalConfig
 from ddlib.data import load_data, random_real
-from ddlib.evaluate import evaluate, fresh_net, groups, measure_accuracy, teacher_logits, train_net, train_nets
+from ddlib.evaluate import (
+    evaluate,
+    fresh_net,
+    groups,
+    measure_accuracy,
+    teacher_logits,
+    train_net,
+    train_nets,
+)
 from ddlib.nets import build_net
 from ddlib.protocols import make_loss
 from ddlib.results import COLUMNS, Results, read_rows
@@ -23,7 +31,15 @@ TINY = EvalConfig(epochs=3, width=4, depth=1, width_factor=0.05)
 
 
 def rows_of(synset, data, nets=("ConvNet",), protocol="ce", n_eval=1, seed=0, **options):
-    return evaluate(synset, data, nets, protocol, n_eval, seed, **({"config": TINY, "progress": False} | options))
+    return evaluate(
+        synset,
+        data,
+        nets,
+        protocol,
+        n_eval,
+        seed,
+        **({"config": TINY, "progress": False} | options),
+    )
 
 
 def outcome(rows):
@@ -82,10 +98,17 @@ def test_training_follows_sgd_by_hand(batch):
         lr = 0.1 if epoch <= 3 else 0.01
         if epoch == 4:
             velocity = 0.0
-        order = [list(range(6))] if batch == 6 else [p.tolist() for p in torch.randperm(6, generator=generator).split(batch)]
+        order = (
+            [list(range(6))]
+            if batch == 6
+            else [p.tolist() for p in torch.randperm(6, generator=generator).split(batch)]
+        )
         for index in order:
             seen.append(epoch)
-            gradient = sum(2 * (w * x[i].item() - y[i].item()) * x[i].item() for i in index) / len(index) + 0.05 * w
+            gradient = (
+                sum(2 * (w * x[i].item() - y[i].item()) * x[i].item() for i in index) / len(index)
+                + 0.05 * w
+            )
             velocity = 0.9 * velocity + gradient
             w -= lr * velocity
     assert net.w.item() == pytest.approx(w, rel=1e-12)
@@ -96,7 +119,13 @@ def test_paper_schedule_has_152_epochs_before_the_drop_and_149_after():
     config = EvalConfig(momentum=0.0, weight_decay=0.0)
     assert (config.epochs, config.drop_epoch) == (301, 151)
     net = OneWeight()
-    train_net(net, torch.ones(1, dtype=torch.float64), lambda logits, batch, epoch: logits.sum(), config, None)
+    train_net(
+        net,
+        torch.ones(1, dtype=torch.float64),
+        lambda logits, batch, epoch: logits.sum(),
+        config,
+        None,
+    )
     assert net.w.item() == pytest.approx(2 - 152 * 0.01 - 149 * 0.001)
 
 
@@ -112,7 +141,10 @@ def test_batches_larger_than_the_set_still_pair_images_and_labels(data):
     seen = []
 
     def loss(logits, index, epoch):
-        seen.append(torch.equal(net(marked[index]), logits) and torch.equal(marked[index][:, 0, 0, 0].long(), labels[index]))
+        seen.append(
+            torch.equal(net(marked[index]), logits)
+            and torch.equal(marked[index][:, 0, 0, 0].long(), labels[index])
+        )
         return F.cross_entropy(logits, labels[index])
 
     train_net(net, marked, loss, EvalConfig(epochs=2, batch=10, lr=1e-9), stream(0, "x"))
@@ -135,7 +167,9 @@ def test_accuracy_is_in_percent_over_all_batches(batch):
 
 
 def test_measuring_uses_batchnorm_as_trained_and_leaves_it_so(data):
-    net = build_net("ConvNet", stream(0, "x"), width=4, depth=1, norm="batch", channels=1, side=28, classes=3)
+    net = build_net(
+        "ConvNet", stream(0, "x"), width=4, depth=1, norm="batch", channels=1, side=28, classes=3
+    )
     before = {k: v.clone() for k, v in net.state_dict().items()}
     whole, parts = (measure_accuracy(net, data.x_train, data.y_train, batch=n) for n in (500, 1))
     assert whole == parts
@@ -153,7 +187,10 @@ def test_weights_that_are_not_finite_are_divergence():
     net = OneWeight()
     net.w.data.fill_(float("inf"))
     net.forward = lambda x: x.flatten(1)
-    assert measure_accuracy(net, torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.long)) == (100.0, True)
+    assert measure_accuracy(net, torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.long)) == (
+        100.0,
+        True,
+    )
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
@@ -162,11 +199,30 @@ def test_weights_that_are_not_finite_are_divergence():
 def test_one_row_per_net_with_all_columns(synset, data):
     rows = rows_of(synset, data, ("MLP", "LeNet"), n_eval=2, seed=5)
     assert list(rows.columns) == list(COLUMNS)
-    assert list(zip(rows["net"], rows["eval_seed"], strict=True)) == [("MLP", 5), ("MLP", 6), ("LeNet", 5), ("LeNet", 6)]
+    assert list(zip(rows["net"], rows["eval_seed"], strict=True)) == [
+        ("MLP", 5),
+        ("MLP", 6),
+        ("LeNet", 5),
+        ("LeNet", 6),
+    ]
     first = rows.iloc[0]
-    assert (first["dataset"], first["ipc"], first["pool"], first["distill_seed"]) == ("tiny", 2, "random_real", 0)
-    assert (first["protocol"], first["split"], first["epochs"], first["set_id"]) == ("ce", "test", 3, synset.id)
-    assert rows["accuracy"].between(0, 100).all() and not rows["diverged"].any() and (rows["seconds"] > 0).all()
+    assert (first["dataset"], first["ipc"], first["pool"], first["distill_seed"]) == (
+        "tiny",
+        2,
+        "random_real",
+        0,
+    )
+    assert (first["protocol"], first["split"], first["epochs"], first["set_id"]) == (
+        "ce",
+        "test",
+        3,
+        synset.id,
+    )
+    assert (
+        rows["accuracy"].between(0, 100).all()
+        and not rows["diverged"].any()
+        and (rows["seconds"] > 0).all()
+    )
 
 
 def test_training_teaches(data):
@@ -187,11 +243,17 @@ def test_same_twice_except_seconds(synset, data, monkeypatch, protocol):
 def test_eval_seeds_differ_and_a_row_depends_on_its_own_only(synset, data):
     several = rows_of(synset, data, n_eval=6)
     assert several["accuracy"].nunique() > 1
-    same_rows(rows_of(synset, data, seed=3).reset_index(drop=True), several.iloc[[3]].reset_index(drop=True))
+    same_rows(
+        rows_of(synset, data, seed=3).reset_index(drop=True),
+        several.iloc[[3]].reset_index(drop=True),
+    )
 
 
 def test_nets_of_different_eval_seeds_start_differently(data):
-    one, two, again = (fresh_net("ConvNet", data, TINY, stream(s, "eval", "ConvNet")).state_dict() for s in (0, 1, 0))
+    one, two, again = (
+        fresh_net("ConvNet", data, TINY, stream(s, "eval", "ConvNet")).state_dict()
+        for s in (0, 1, 0)
+    )
     key = "classifier.weight"
     assert torch.equal(one[key], again[key]) and not torch.equal(one[key], two[key])
 
@@ -221,11 +283,17 @@ def test_both_splits_come_from_one_training(synset, data, trainings):
 
 def test_nets_trained_together_are_those_trained_alone(synset, data):
     """What a GPU does side by side, in float64 on a CPU: the same weights to 1e-9."""
-    images, config = synset.images.double(), replace(TINY, batch=4, precision="float64")  # several batches, shuffled
+    images, config = (
+        synset.images.double(),
+        replace(TINY, batch=4, precision="float64"),
+    )  # several batches, shuffled
     loss = make_loss("authors-2023", synset.labels, torch.randn(6, 3, dtype=torch.float64), config)
 
     def fresh():
-        return [fresh_net("LeNet", data.to(dtype=torch.float64), config, stream(i, "x")) for i in range(3)]
+        return [
+            fresh_net("LeNet", data.to(dtype=torch.float64), config, stream(i, "x"))
+            for i in range(3)
+        ]
 
     def generators():
         return [stream(i, "batches") for i in range(3)]
@@ -250,7 +318,9 @@ def test_groups_fill_a_gpu_and_the_threads_of_a_cpu(monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_training_in_groups_gives_the_same_rows(synset, data, monkeypatch, threads):
     alone = rows_of(synset, data, ("MLP", "LeNet"), "kd", n_eval=3)
-    monkeypatch.setattr(module("evaluate"), "groups", lambda missing, device: [missing] if missing else [])
+    monkeypatch.setattr(
+        module("evaluate"), "groups", lambda missing, device: [missing] if missing else []
+    )
     module("evaluate")._teachers.clear()
     torch.set_num_threads(threads)
     try:
@@ -263,17 +333,29 @@ def test_training_in_groups_gives_the_same_rows(synset, data, monkeypatch, threa
 @pytest.mark.parametrize("protocol", ["ce", "kd"])
 def test_several_sets_in_one_call_give_the_rows_of_each(data, monkeypatch, trainings, protocol):
     sets = [random_real(data, ipc, seed) for ipc, seed in ((2, 0), (2, 1), (3, 0))]
-    one_by_one = pd.concat([rows_of(one, data, ("MLP", "LeNet"), protocol, n_eval=2) for one in sets], ignore_index=True)
+    one_by_one = pd.concat(
+        [rows_of(one, data, ("MLP", "LeNet"), protocol, n_eval=2) for one in sets],
+        ignore_index=True,
+    )
     module("evaluate")._teachers.clear()
     before, seen = len(trainings), []
-    monkeypatch.setattr(module("evaluate"), "groups", lambda missing, device: seen.append(len(missing)) or [missing])
+    monkeypatch.setattr(
+        module("evaluate"), "groups", lambda missing, device: seen.append(len(missing)) or [missing]
+    )
     same_rows(rows_of(sets, data, ("MLP", "LeNet"), protocol, n_eval=2), one_by_one)
     assert seen == [6, 6] and len(trainings) == 2 * before
 
 
 def test_a_stopped_evaluation_leaves_the_rest_out(synset, data):
     results, asked = Results(), []
-    rows = rows_of(synset, data, ("MLP",), n_eval=4, results=results, stop=lambda: asked.append(1) or len(asked) > 2)
+    rows = rows_of(
+        synset,
+        data,
+        ("MLP",),
+        n_eval=4,
+        results=results,
+        stop=lambda: asked.append(1) or len(asked) > 2,
+    )
     assert rows["eval_seed"].tolist() == [0, 1] and len(results.frame()) == 2
 
 
@@ -376,7 +458,8 @@ def test_a_teacher_is_no_student_of_the_same_seed(synset, data):
     with torch.no_grad():
         twin = student.eval()(synset.images)
     (teacher, other), (again,) = (
-        teacher_logits([(synset, s) for s in seeds], data, "ConvNet", TINY) for seeds in ([0, 1], [0])
+        teacher_logits([(synset, s) for s in seeds], data, "ConvNet", TINY)
+        for seeds in ([0, 1], [0])
     )
     assert not torch.allclose(teacher, twin, atol=1e-3)
     assert not torch.allclose(teacher, other, atol=1e-3)
@@ -391,7 +474,9 @@ def test_a_teacher_is_a_net_trained_with_plain_ce(synset, data):
 
 @pytest.mark.parametrize("protocol", ["kd", "authors-2023"])
 def test_rows_name_the_teacher(synset, data, protocol):
-    row = rows_of(synset, data, ("MLP",), protocol, seed=4, teacher="LeNet", alpha=0.3, tau=2.0).iloc[0]
+    row = rows_of(
+        synset, data, ("MLP",), protocol, seed=4, teacher="LeNet", alpha=0.3, tau=2.0
+    ).iloc[0]
     assert (row["teacher"], row["teacher_seed"], row["alpha"], row["tau"]) == ("LeNet", 4, 0.3, 2.0)
 
 
@@ -413,7 +498,10 @@ def test_authors_without_teacher_is_ce_at_half_the_learning_rate(synset, data, t
 
 def test_kd_with_alpha_0_trains_as_plain_ce(synset, data):
     one = rows_of(synset, data, ("MLP",), "kd", n_eval=3, alpha=0.0)
-    assert one["accuracy"].tolist() == rows_of(synset, data, ("MLP",), "ce", n_eval=3)["accuracy"].tolist()
+    assert (
+        one["accuracy"].tolist()
+        == rows_of(synset, data, ("MLP",), "ce", n_eval=3)["accuracy"].tolist()
+    )
 
 
 # Divergence and refusals ----------------------------------------------------------------------------------------------
@@ -421,7 +509,15 @@ def test_kd_with_alpha_0_trains_as_plain_ce(synset, data):
 
 @pytest.mark.parametrize("protocol", ["ce", "kd", "authors-2023"])
 def test_diverged_nets_are_flagged_and_kept(tmp_path, synset, data, protocol):
-    rows = rows_of(synset, data, ("ConvNet", "MLP"), protocol, n_eval=2, lr=1e30, results=Results(tmp_path / "r.csv"))
+    rows = rows_of(
+        synset,
+        data,
+        ("ConvNet", "MLP"),
+        protocol,
+        n_eval=2,
+        lr=1e30,
+        results=Results(tmp_path / "r.csv"),
+    )
     assert len(rows) == 4 and rows["diverged"].all() and rows["accuracy"].between(0, 100).all()
     assert read_rows(tmp_path / "r.csv")["diverged"].tolist() == [True] * 4
 
@@ -433,7 +529,10 @@ def test_diverged_nets_are_flagged_and_kept(tmp_path, synset, data, protocol):
         ({"nets": ["MLP", "ConvNt"]}, ("'ConvNt'", "did you mean 'ConvNet'")),
         ({"protocol": "authors"}, ("'authors'", "ce, kd, authors-2023")),
         ({"protocol": "kd", "teacher": None}, ("'kd'", "needs a teacher", "ConvNet")),
-        ({"protocol": "kd", "teacher": "Convnet"}, ("teacher", "'Convnet'", "did you mean 'ConvNet'")),
+        (
+            {"protocol": "kd", "teacher": "Convnet"},
+            ("teacher", "'Convnet'", "did you mean 'ConvNet'"),
+        ),
         ({"n_eval": 0}, ("n_eval is 0", "at least 1")),
         ({"split": "tset"}, ("'tset'", "did you mean 'test'", "val")),
         ({"epoch": 3}, ("'epoch'", "did you mean 'epochs'", "weight_decay")),

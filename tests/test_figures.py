@@ -15,21 +15,38 @@ mpl.use("Agg")
 def rows_of(method, accuracy, nets=("ConvNet", "VGG11"), diverged=False):
     return pd.DataFrame(
         [
-            {"method": method, "protocol": "fair", "net": net, "distill_seed": d, "eval_seed": e, "accuracy": accuracy + d,
-             "diverged": diverged, "seconds": 1.0, "iteration": 10 * d, "split": "test", "dataset": "digits"}
-            for net in nets for d in range(2) for e in range(2)
+            {
+                "method": method,
+                "protocol": "fair",
+                "net": net,
+                "distill_seed": d,
+                "eval_seed": e,
+                "accuracy": accuracy + d,
+                "diverged": diverged,
+                "seconds": 1.0,
+                "iteration": 10 * d,
+                "split": "test",
+                "dataset": "digits",
+            }
+            for net in nets
+            for d in range(2)
+            for e in range(2)
         ]
-    )  # fmt: skip
+    )
 
 
 def test_images_stand_under_their_class_names():
     data = make_data(classes=4)
-    figure = figures.image_rows({"a": random_real(data, 2, 0), "b": random_real(data, 1, 1)}, "title")
+    figure = figures.image_rows(
+        {"a": random_real(data, 2, 0), "b": random_real(data, 1, 1)}, "title"
+    )
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["a", "b", "c", "d"] + [""] * 4
     assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == ["a", "b"]
     shown = np.asarray(figure.axes[1].images[0].get_array())
-    assert np.allclose(shown, random_real(data, 2, 0).images01()[2, 0].numpy())  # class b's first image
+    assert np.allclose(
+        shown, random_real(data, 2, 0).images01()[2, 0].numpy()
+    )  # class b's first image
 
 
 def test_bars_are_means_and_diverged_runs_are_counted():
@@ -41,7 +58,9 @@ def test_bars_are_means_and_diverged_runs_are_counted():
 
 
 def test_curves_go_through_the_means_and_say_n():
-    axis = figures.accuracy_curves(rows_of("baseline", 20.0, nets=("ConvNet",)), "iteration", "iteration", "title").axes[0]
+    axis = figures.accuracy_curves(
+        rows_of("baseline", 20.0, nets=("ConvNet",)), "iteration", "iteration", "title"
+    ).axes[0]
     assert axis.lines[0].get_xydata().tolist() == [[0.0, 20.0], [10.0, 21.0]]
     assert axis.get_legend().get_texts()[0].get_text() == "baseline (n = 1×2)"
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("iteration", "test accuracy (%)")

@@ -64,7 +64,9 @@ def test_a_set_that_fits_is_taken_whole_and_in_order():
 def test_a_larger_set_is_shuffled_anew_and_every_item_comes_once():
     first, second = passes(7, 3, stream(0, "x"), 2)
     for one in (first, second):
-        assert [len(batch) for batch in one] == [3, 3, 1] and sorted(i for batch in one for i in batch) == list(range(7))
+        assert [len(batch) for batch in one] == [3, 3, 1] and sorted(
+            i for batch in one for i in batch
+        ) == list(range(7))
     assert first != second and [i for batch in first for i in batch] != list(range(7))
     assert [first, second] == passes(7, 3, stream(0, "x"), 2)
 
@@ -126,7 +128,9 @@ def test_a_recorded_training_is_the_plain_one():
             step()
         return weights.detach().cpu()
 
-    assert torch.allclose(trained(lambda work: Graph(work, "cuda")), trained(lambda work: work), rtol=1e-6)
+    assert torch.allclose(
+        trained(lambda work: Graph(work, "cuda")), trained(lambda work: work), rtol=1e-6
+    )
 
 
 @gpu

@@ -49,12 +49,16 @@ def test_ctrl_c_is_a_clean_stop_that_says_how_to_go_on(tmp_path, capsys, monkeyp
 
 
 def test_a_parameter_that_a_notebook_lacks_is_an_error():
-    with pytest.raises(DDError, match=r"01_distill.ipynb has no parameter 'profil'; valid: profile, settings"):
+    with pytest.raises(
+        DDError, match=r"01_distill.ipynb has no parameter 'profil'; valid: profile, settings"
+    ):
         launcher.check_parameters(NOTEBOOKS[:1], {"profil": "quick"})
 
 
 def test_a_mistake_inside_a_notebook_is_one_line(tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import ddlib; ddlib.load_data('nothing')")])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("import ddlib; ddlib.load_data('nothing')")]
+    )
     nbformat.write(notebook, tmp_path / "a.ipynb")
     with pytest.raises(DDError, match="no data set 'nothing'"):
         launcher.execute(tmp_path / "a.ipynb", tmp_path / "b" / "a.ipynb", {})
@@ -66,8 +70,16 @@ def test_notebooks_are_fit_to_be_read_and_compared(path):
     notebook = nbformat.read(path, 4)
     code = [c for c in notebook.cells if c.cell_type == "code"]
     parameters = [c for c in code if "parameters" in c.metadata.get("tags", [])]
-    assert len(parameters) == 1 and all("  # " in line for line in parameters[0].source.splitlines())
-    assert list(papermill.inspect_notebook(str(path))) == ["profile", "settings", "out", "device", "data_root"]
+    assert len(parameters) == 1 and all(
+        "  # " in line for line in parameters[0].source.splitlines()
+    )
+    assert list(papermill.inspect_notebook(str(path))) == [
+        "profile",
+        "settings",
+        "out",
+        "device",
+        "data_root",
+    ]
     outputs = [o for c in code for o in c.outputs]
     assert {o.output_type for o in outputs} <= {"stream", "display_data", "execute_result"}
     assert not any("widget" in kind for o in outputs for kind in o.get("data", {}))

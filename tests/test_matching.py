@@ -45,7 +45,9 @@ def small_net(**options):
     ],
 )
 def test_distance_of_a_matrix_by_hand(syn, real, expected):
-    assert float(gradient_distance([double(syn)], [double(real)])) == pytest.approx(expected, abs=2e-6)
+    assert float(gradient_distance([double(syn)], [double(real)])) == pytest.approx(
+        expected, abs=2e-6
+    )
 
 
 def test_small_number_is_in_the_denominator():
@@ -72,19 +74,26 @@ def test_a_convolution_has_one_row_per_filter_and_layer_norm_one_per_channel():
 def test_distance_equals_a_naive_loop():
     generator = torch.Generator().manual_seed(0)
     shapes = [(4, 3, 3, 3), (4,), (4, 5, 5), (10, 16), (10,)]
-    syn, real = ([torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes] for _ in range(2))
+    syn, real = (
+        [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes] for _ in range(2)
+    )
     expected = 0.0
     for a, b in zip(syn, real, strict=True):
         for x, y in zip(a.tolist(), b.tolist(), strict=True) if a.ndim > 1 else []:
             x, y = double(x).flatten().tolist(), double(y).flatten().tolist()
             dot = sum(p * q for p, q in zip(x, y, strict=True))
-            expected += 1 - dot / (math.sqrt(sum(p * p for p in x)) * math.sqrt(sum(q * q for q in y)) + 1e-6)
+            expected += 1 - dot / (
+                math.sqrt(sum(p * p for p in x)) * math.sqrt(sum(q * q for q in y)) + 1e-6
+            )
     assert float(gradient_distance(syn, real)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_distance_can_be_differentiated():
     generator = torch.Generator().manual_seed(1)
-    syn, real = (torch.randn(3, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    syn, real = (
+        torch.randn(3, 4, generator=generator, dtype=torch.float64).requires_grad_()
+        for _ in range(2)
+    )
     assert torch.autograd.gradcheck(lambda s, r: gradient_distance([s], [r]), (syn, real))
 
 
@@ -117,7 +126,9 @@ def test_gradient_in_slices_is_that_of_the_whole_batch(slice_size, norm):
     if norm == "batch":
         freeze_batchnorm(net, data.x_train)
     images, labels = data.x_train[:16], data.y_train[:16]
-    expected = torch.autograd.grad(F.cross_entropy(net(images), labels), [p for p in net.parameters() if p.ndim > 1])
+    expected = torch.autograd.grad(
+        F.cross_entropy(net(images), labels), [p for p in net.parameters() if p.ndim > 1]
+    )
     for mine, whole in zip(real_gradient(net, images, labels, slice_size), expected, strict=True):
         torch.testing.assert_close(mine, whole, rtol=1e-9, atol=1e-12)
         assert not mine.requires_grad
@@ -130,7 +141,9 @@ def test_a_cpu_slices_and_a_gpu_need_not():
 
 def test_bfloat16_gradient_points_the_same_way():
     data, net = make_data(), small_net()
-    one, two = (real_gradient(net, data.x_train, data.y_train, None, p) for p in ("float32", "bfloat16"))
+    one, two = (
+        real_gradient(net, data.x_train, data.y_train, None, p) for p in ("float32", "bfloat16")
+    )
     for a, b in zip(one, two, strict=True):
         assert b.dtype == torch.float32
         assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.99
@@ -142,7 +155,9 @@ def test_matching_gradient_is_that_of_the_loss_it_returns():
     data = make_data(per_class=6).to(dtype=torch.float64)
     net = small_net(activation="swish").double()
     labels = torch.arange(3).repeat_interleave(2)
-    images = torch.randn(6, 1, 28, 28, generator=stream(0, "images"), dtype=torch.float64).requires_grad_()
+    images = torch.randn(
+        6, 1, 28, 28, generator=stream(0, "images"), dtype=torch.float64
+    ).requires_grad_()
 
     def loss(at):
         return matching_step(net, at, labels, data, draw_batches(data, 4, stream(0, "batch")))
@@ -153,7 +168,9 @@ def test_matching_gradient_is_that_of_the_loss_it_returns():
         up, down = (images.detach().clone().requires_grad_() for _ in range(2))
         up.data[index] += 1e-5
         down.data[index] -= 1e-5
-        assert (loss(up) - loss(down)) / 2e-5 == pytest.approx(float(gradient[index]), rel=1e-4, abs=1e-8)
+        assert (loss(up) - loss(down)) / 2e-5 == pytest.approx(
+            float(gradient[index]), rel=1e-4, abs=1e-8
+        )
 
 
 def test_matching_leaves_the_net_alone():
@@ -161,7 +178,9 @@ def test_matching_leaves_the_net_alone():
     before = [p.clone() for p in net.parameters()]
     images = torch.randn(3, 1, 28, 28).requires_grad_()
     matching_step(net, images, torch.arange(3), data, draw_batches(data, 4, stream(0, "batch")))
-    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, net.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) and b.grad is None for a, b in zip(before, net.parameters(), strict=True)
+    )
 
 
 def test_a_class_is_matched_on_its_own_images_only():
@@ -200,11 +219,18 @@ def test_batchnorm_is_frozen_in_matching_and_thaws_in_training():
     data, net = make_data(), small_net(norm="batch", depth=2)
     freeze_batchnorm(net, data.x_train)
     before = [layer.running_mean.clone() for layer in batchnorms(net)]
-    images, labels = torch.randn(6, 1, 28, 28).requires_grad_(), torch.arange(3).repeat_interleave(2)
+    images, labels = (
+        torch.randn(6, 1, 28, 28).requires_grad_(),
+        torch.arange(3).repeat_interleave(2),
+    )
     matching_step(net, images, labels, data, draw_batches(data, 4, stream(0, "batch")))
-    assert all(torch.equal(a, layer.running_mean) for a, layer in zip(before, batchnorms(net), strict=True))
+    assert all(
+        torch.equal(a, layer.running_mean) for a, layer in zip(before, batchnorms(net), strict=True)
+    )
     train_on(images.detach(), labels, net, 1, DistillConfig(), stream(0, "train"))
-    assert not any(torch.equal(a, layer.running_mean) for a, layer in zip(before, batchnorms(net), strict=True))
+    assert not any(
+        torch.equal(a, layer.running_mean) for a, layer in zip(before, batchnorms(net), strict=True)
+    )
     assert all(layer.training for layer in batchnorms(net))
 
 
@@ -224,9 +250,20 @@ def test_the_inner_loop_in_bfloat16_moves_the_same_way():
     for precision in ("float32", "bfloat16"):
         net = small_net()
         before = [p.detach().clone() for p in net.parameters()]
-        train_on(data.x_train, data.y_train, net, 3, DistillConfig(precision=precision), stream(0, "train"))
+        train_on(
+            data.x_train,
+            data.y_train,
+            net,
+            3,
+            DistillConfig(precision=precision),
+            stream(0, "train"),
+        )
         assert {p.dtype for p in net.parameters()} == {torch.float32}
-        steps.append(torch.cat([(p.detach() - b).flatten() for p, b in zip(net.parameters(), before, strict=True)]))
+        steps.append(
+            torch.cat(
+                [(p.detach() - b).flatten() for p, b in zip(net.parameters(), before, strict=True)]
+            )
+        )
     one, two = steps
     assert F.cosine_similarity(one, two, dim=0) > 0.99
     assert not torch.equal(one, two)

@@ -18,15 +18,20 @@ SMALL = {  # options that make each net cheap
 }
 MAIN = (9 * 3 * 128 + 128) + 2 * (9 * 128 * 128 + 128) + 3 * 2 * 128 + (128 * 4 * 4 * 10 + 10)
 VGG_CONVS = (
-    (9 * 3 * 64 + 64) + (9 * 64 * 128 + 128) + (9 * 128 * 256 + 256) + (9 * 256 * 256 + 256) + (9 * 256 * 512 + 512)
+    (9 * 3 * 64 + 64)
+    + (9 * 64 * 128 + 128)
+    + (9 * 128 * 256 + 256)
+    + (9 * 256 * 256 + 256)
+    + (9 * 256 * 512 + 512)
     + 3 * (9 * 512 * 512 + 512)
-)  # fmt: skip
+)
 RESNET_CONVS = (
-    9 * 3 * 64 + 4 * 9 * 64 * 64
+    9 * 3 * 64
+    + 4 * 9 * 64 * 64
     + (9 * 64 * 128 + 3 * 9 * 128 * 128 + 64 * 128)
     + (9 * 128 * 256 + 3 * 9 * 256 * 256 + 128 * 256)
     + (9 * 256 * 512 + 3 * 9 * 512 * 512 + 256 * 512)
-)  # fmt: skip
+)
 RESNET_NORMS = 2 * (64 + 4 * 64 + 5 * 128 + 5 * 256 + 5 * 512)
 SIZES = [
     ("ConvNet", {}, 320010),
@@ -38,17 +43,41 @@ SIZES = [
     ("ConvNet", {"norm": "group"}, MAIN),
     ("ConvNet", {"norm": "layer"}, MAIN - 3 * 2 * 128 + 2 * 128 * (32 * 32 + 16 * 16 + 8 * 8)),
     ("ConvNet", {"width": 8, "depth": 1}, (9 * 3 * 8 + 8) + 2 * 8 + (8 * 16 * 16 * 10 + 10)),
-    ("ConvNet", {"width": 8, "depth": 1, "pooling": "none"}, (9 * 3 * 8 + 8) + 2 * 8 + (8 * 32 * 32 * 10 + 10)),
+    (
+        "ConvNet",
+        {"width": 8, "depth": 1, "pooling": "none"},
+        (9 * 3 * 8 + 8) + 2 * 8 + (8 * 32 * 32 * 10 + 10),
+    ),
     ("MLP", {}, (3072 * 128 + 128) + (128 * 128 + 128) + (128 * 10 + 10)),
     ("MLP", {"channels": 1, "side": 28}, (784 * 128 + 128) + (128 * 128 + 128) + (128 * 10 + 10)),
-    ("LeNet", {}, (25 * 3 * 6 + 6) + (25 * 6 * 16 + 16) + (400 * 120 + 120) + (120 * 84 + 84) + (84 * 10 + 10)),
-    ("AlexNet", {}, (25 * 3 * 128 + 128) + (25 * 128 * 192 + 192) + (9 * 192 * 256 + 256) + (9 * 256 * 192 + 192)
-     + (9 * 192 * 192 + 192) + (192 * 4 * 4 * 10 + 10)),
+    (
+        "LeNet",
+        {},
+        (25 * 3 * 6 + 6)
+        + (25 * 6 * 16 + 16)
+        + (400 * 120 + 120)
+        + (120 * 84 + 84)
+        + (84 * 10 + 10),
+    ),
+    (
+        "AlexNet",
+        {},
+        (25 * 3 * 128 + 128)
+        + (25 * 128 * 192 + 192)
+        + (9 * 192 * 256 + 256)
+        + (9 * 256 * 192 + 192)
+        + (9 * 192 * 192 + 192)
+        + (192 * 4 * 4 * 10 + 10),
+    ),
     ("VGG11", {}, VGG_CONVS + 2 * (64 + 128 + 2 * 256 + 4 * 512) + (512 * 10 + 10)),
     ("VGG11", {"norm": "none"}, VGG_CONVS + (512 * 10 + 10)),
     ("ResNet18", {}, RESNET_CONVS + RESNET_NORMS + (512 * 10 + 10)),
-    ("ResNet18", {"norm": "batch", "classes": 100}, RESNET_CONVS + RESNET_NORMS + (512 * 100 + 100)),
-]  # fmt: skip
+    (
+        "ResNet18",
+        {"norm": "batch", "classes": 100},
+        RESNET_CONVS + RESNET_NORMS + (512 * 100 + 100),
+    ),
+]
 
 
 def on_meta(name, **options):
@@ -67,7 +96,14 @@ def test_parameter_count_is_the_one_derived_by_hand(name, options, size):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     ("name", "features"),
-    [("ConvNet", 2048), ("MLP", 128), ("LeNet", 84), ("AlexNet", 3072), ("VGG11", 512), ("ResNet18", 512)],
+    [
+        ("ConvNet", 2048),
+        ("MLP", 128),
+        ("LeNet", 84),
+        ("AlexNet", 3072),
+        ("VGG11", 512),
+        ("ResNet18", 512),
+    ],
 )
 def test_shapes_of_logits_and_embedding(name, features, channels, side, classes):
     net = on_meta(name, channels=channels, side=side, classes=classes)
@@ -99,7 +135,8 @@ def test_28_pixels_are_treated_as_32_with_a_black_border(name):
 
 
 @pytest.mark.parametrize(
-    ("norm", "over"), [("instance", (3, 4)), ("group", (2, 3, 4)), ("layer", (1, 2, 3, 4)), ("batch", (0, 3, 4))]
+    ("norm", "over"),
+    [("instance", (3, 4)), ("group", (2, 3, 4)), ("layer", (1, 2, 3, 4)), ("batch", (0, 3, 4))],
 )
 def test_a_norm_normalises_over_the_dimensions_it_is_named_for(norm, over):
     x = torch.randn(5, 8, 6, 6, generator=stream(0, "x")) * 3 + 2
@@ -112,7 +149,8 @@ def test_a_norm_normalises_over_the_dimensions_it_is_named_for(norm, over):
 
 
 @pytest.mark.parametrize(
-    ("activation", "at_minus_one"), [("relu", 0.0), ("sigmoid", 0.26894142), ("leakyrelu", -0.01), ("swish", -0.26894142)]
+    ("activation", "at_minus_one"),
+    [("relu", 0.0), ("sigmoid", 0.26894142), ("leakyrelu", -0.01), ("swish", -0.26894142)],
 )
 def test_activation_at_minus_one(activation, at_minus_one):
     assert ACTIVATIONS[activation]()(torch.tensor(-1.0)).item() == pytest.approx(at_minus_one)
@@ -121,7 +159,9 @@ def test_activation_at_minus_one(activation, at_minus_one):
 @pytest.mark.parametrize("name", NETS)
 def test_same_generator_same_weights_and_the_global_one_is_untouched(name):
     before = torch.get_rng_state()
-    one, two, other = (build_net(name, stream(seed, "net"), **SMALL[name]).state_dict() for seed in (0, 0, 1))
+    one, two, other = (
+        build_net(name, stream(seed, "net"), **SMALL[name]).state_dict() for seed in (0, 0, 1)
+    )
     assert all(torch.equal(one[k], two[k]) for k in one)
     assert not all(torch.equal(one[k], other[k]) for k in one)
     assert torch.equal(before, torch.get_rng_state())
@@ -180,10 +220,14 @@ def test_the_class_itself_refuses_other_sides(name):
 
 @pytest.mark.parametrize("side", [2, 8, 32])
 def test_mean_pooling_is_average_pooling(side):
-    images = torch.randn(3, 5, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    images = torch.randn(
+        3, 5, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     ours, plain = MeanPool()(images), F.avg_pool2d(images, 2)
     assert torch.allclose(ours, plain, rtol=1e-12, atol=1e-15)
-    weights = torch.randn(ours.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(
+        ours.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     mine, theirs = (torch.autograd.grad((out * weights).sum(), images)[0] for out in (ours, plain))
     assert torch.allclose(mine, theirs, rtol=1e-12, atol=1e-15)
 
@@ -212,8 +256,12 @@ def test_one_of_several_greatest_pixels_gets_the_gradient():
 
 @pytest.mark.parametrize("name", ["LeNet", "AlexNet"])
 def test_channels_last_changes_the_speed_only(name):
-    net = build_net(name, stream(0, "x"), **({"width_factor": 0.1} if name == "AlexNet" else {})).double()
-    images = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    net = build_net(
+        name, stream(0, "x"), **({"width_factor": 0.1} if name == "AlexNet" else {})
+    ).double()
+    images = torch.randn(
+        4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     assert net.channels_last
     found = []
     for net.channels_last in (True, False):

@@ -9,17 +9,42 @@ import pytest
 from conftest import module, refused
 
 from ddlib import archive
-from ddlib.paper import Distillation, Evaluation, Slices, duration, forward_flops, main, parse_duration, plan
+from ddlib.paper import (
+    Distillation,
+    Evaluation,
+    Slices,
+    duration,
+    forward_flops,
+    main,
+    parse_duration,
+    plan,
+)
 from ddlib.profiles import get_profile
 from ddlib.results import KEYS, read_rows
 from ddlib.synset import load_synset
 
 TINY = {
-    "dataset": "digits", "val_fraction": 0.2, "ipcs": (1,), "seeds": (0,), "iterations": 4, "snapshots": (2, 4),
-    "report": (2,), "pools": ("main_plus_similar",), "batch_real": 8, "batch_bn": 2, "width": 4,
-    "width_factor": 0.05, "nets": ("ConvNet", "MLP"), "n_eval": 2, "n_audit": 1, "n_sweep": 1, "epochs": 2,
-    "taus": (1.5, 4.0), "precision": "float32", "eval_precision": "float32",
-}  # fmt: skip
+    "dataset": "digits",
+    "val_fraction": 0.2,
+    "ipcs": (1,),
+    "seeds": (0,),
+    "iterations": 4,
+    "snapshots": (2, 4),
+    "report": (2,),
+    "pools": ("main_plus_similar",),
+    "batch_real": 8,
+    "batch_bn": 2,
+    "width": 4,
+    "width_factor": 0.05,
+    "nets": ("ConvNet", "MLP"),
+    "n_eval": 2,
+    "n_audit": 1,
+    "n_sweep": 1,
+    "epochs": 2,
+    "taus": (1.5, 4.0),
+    "precision": "float32",
+    "eval_precision": "float32",
+}
 
 
 def slices(folder, **options):
@@ -28,7 +53,11 @@ def slices(folder, **options):
 
 def outcome(folder):
     rows = read_rows(next(folder.glob("runs/*/rows.csv")))
-    return rows.drop(columns="seconds").sort_values(list(KEYS), na_position="first").reset_index(drop=True)
+    return (
+        rows.drop(columns="seconds")
+        .sort_values(list(KEYS), na_position="first")
+        .reset_index(drop=True)
+    )
 
 
 def test_the_order_is_the_most_valuable_first():
@@ -38,17 +67,28 @@ def test_the_order_is_the_most_valuable_first():
 
     def first(**want):
         return next(
-            i for i, p in enumerate(pieces) if isinstance(p, Distillation) and all(getattr(p, k) == v for k, v in want.items())
+            i
+            for i, p in enumerate(pieces)
+            if isinstance(p, Distillation) and all(getattr(p, k) == v for k, v in want.items())
         )
 
     released = (("similar_depth", 1), ("warmup", 500))
-    order = [first(ipc=1), first(ipc=10), first(pool="total_random"), first(changes=released), first(seed=1), first(ipc=50)]
+    order = [
+        first(ipc=1),
+        first(ipc=10),
+        first(pool="total_random"),
+        first(changes=released),
+        first(seed=1),
+        first(ipc=50),
+    ]
     assert order == sorted(order)
     assert {(m.pool, m.ipc, m.seed, m.iteration) for m in made if not m.changes} == {
         (pool, ipc, seed, k)
         for pool in ("main", "main_plus_similar", "total_random", "main_plus_others")
-        for ipc in (1, 10, 50) for seed in (0, 1, 2) for k in (1000, 2000, 3000)
-    }  # fmt: skip
+        for ipc in (1, 10, 50)
+        for seed in (0, 1, 2)
+        for k in (1000, 2000, 3000)
+    }
 
 
 def test_every_evaluation_comes_after_what_it_needs():
@@ -63,11 +103,20 @@ def test_every_evaluation_comes_after_what_it_needs():
 
 def test_three_protocols_six_nets_ten_times():
     pieces = [
-        p for p in plan(get_profile("paper")) if isinstance(p, Evaluation) and p.made == Distillation("main", 10, 0, 2000)
+        p
+        for p in plan(get_profile("paper"))
+        if isinstance(p, Evaluation) and p.made == Distillation("main", 10, 0, 2000)
     ]
     cells = {(p.protocol, p.teacher, p.net): p.n for p in pieces}
-    protocols = {("ce", None), ("kd", "ConvNet"), ("authors-2023", None), ("authors-2023", "ConvNet")}
-    assert {c[:2] for c in cells} == protocols and len(cells) == 4 * 6 and set(cells.values()) == {10}
+    protocols = {
+        ("ce", None),
+        ("kd", "ConvNet"),
+        ("authors-2023", None),
+        ("authors-2023", "ConvNet"),
+    }
+    assert (
+        {c[:2] for c in cells} == protocols and len(cells) == 4 * 6 and set(cells.values()) == {10}
+    )
 
 
 def test_interrupted_moved_and_resumed_gives_the_same_numbers(tmp_path, monkeypatch):
@@ -98,11 +147,16 @@ def test_a_slice_ends_at_its_budget_and_the_next_goes_on(tmp_path):
     slices(tmp_path).run(0, say=said.append)
     assert said == []
     slices(tmp_path, until=2).run(600, say=said.append)
-    assert "distil main, ipc 1, seed 0, to iteration 2: done" in said[0] and not any("iteration 4" in line for line in said)
+    assert "distil main, ipc 1, seed 0, to iteration 2: done" in said[0] and not any(
+        "iteration 4" in line for line in said
+    )
     before = len(read_rows(next(tmp_path.glob("runs/*/rows.csv"))))
     said.clear()
     slices(tmp_path).run(600, say=said.append)
-    assert "to iteration 4: done" in said[0] and len(read_rows(next(tmp_path.glob("runs/*/rows.csv")))) > before
+    assert (
+        "to iteration 4: done" in said[0]
+        and len(read_rows(next(tmp_path.glob("runs/*/rows.csv")))) > before
+    )
     said.clear()
     assert slices(tmp_path).run(600, say=said.append) == [] and said == []
 
@@ -118,13 +172,19 @@ def test_distillations_side_by_side_give_the_same_sets(tmp_path):
 
 
 @pytest.mark.parametrize(("sign", "best"), [(1, 4.0), (-1, 1.5)])
-def test_tau_is_the_best_on_validation_images_whatever_the_test_images_say(tmp_path, monkeypatch, sign, best):
+def test_tau_is_the_best_on_validation_images_whatever_the_test_images_say(
+    tmp_path, monkeypatch, sign, best
+):
     work = slices(tmp_path)
     piece = next(p for p in work.pieces if isinstance(p, Evaluation) and p.sweep)
     monkeypatch.setattr(work, "left", lambda piece: 0)
     values = {"val": sign, "test": -sign}
     monkeypatch.setattr(
-        work, "rows", lambda piece, tau: [{"split": name, "accuracy": 50 + value * tau} for name, value in values.items()]
+        work,
+        "rows",
+        lambda piece, tau: [
+            {"split": name, "accuracy": 50 + value * tau} for name, value in values.items()
+        ],
     )
     assert work.tau(piece) == best
 
@@ -135,7 +195,10 @@ def test_published_are_the_rows_and_both_methods_latest_sets(tmp_path):
         work.work(piece, float("inf"))
     written = work.publish(tmp_path / "paper")
     name = work.study.name
-    assert [p.stem for p in written[1:]] == [f"{name}-ipc1-main-s0", f"{name}-ipc1-main_plus_similar-s0"]
+    assert [p.stem for p in written[1:]] == [
+        f"{name}-ipc1-main-s0",
+        f"{name}-ipc1-main_plus_similar-s0",
+    ]
     assert load_synset(written[1]).iteration == 2
     pd.testing.assert_frame_equal(read_rows(written[0]), work.study.results.frame())
 
@@ -143,7 +206,11 @@ def test_published_are_the_rows_and_both_methods_latest_sets(tmp_path):
 def test_status_counts_pieces_and_knows_times_once_something_was_measured(tmp_path, capsys):
     work = slices(tmp_path, until=2)
     before = work.status()
-    assert before["done"].sum() == 0 and before["pieces"].sum() == len(work.pieces) and before["seconds"].isna().all()
+    assert (
+        before["done"].sum() == 0
+        and before["pieces"].sum() == len(work.pieces)
+        and before["seconds"].isna().all()
+    )
     work.run(600, say=lambda text: None)
     after = work.status()
     assert (after["done"] == after["pieces"]).all() and after["seconds"].sum() == 0
@@ -168,7 +235,12 @@ def test_no_duration(text):
 
 
 def test_durations_for_people():
-    assert [duration(s) for s in (40, 720, 12600, float("nan"))] == ["40 s", "12 min", "3.5 h", "unknown"]
+    assert [duration(s) for s in (40, 720, 12600, float("nan"))] == [
+        "40 s",
+        "12 min",
+        "3.5 h",
+        "unknown",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +300,9 @@ def test_a_group_of_nets_starts_only_if_all_of_it_fits(tmp_path, monkeypatch):
     work, asked = slices(tmp_path), []
     piece = next(p for p in work.pieces if isinstance(p, Evaluation) and work.ready(p))
     monkeypatch.setattr(module("paper"), "groups", lambda seeds, device: [[0, 1, 2]])
-    monkeypatch.setattr(work, "rates", lambda: {"evaluation": work.flops(piece) / piece.n})  # a second per net
+    monkeypatch.setattr(
+        work, "rates", lambda: {"evaluation": work.flops(piece) / piece.n}
+    )  # a second per net
     monkeypatch.setattr(work, "evaluate", lambda piece, tau, stop: asked.append(stop()))
     for seconds in (2, 4):
         work.work(piece, time.monotonic() + seconds)

@@ -28,7 +28,12 @@ def fits(counts, probabilities):
     n = sum(counts.values())
     if len(probabilities) == 1:
         return True
-    return chisquare([counts[k] for k in probabilities], [p * n for p in probabilities.values()]).pvalue > 0.01
+    return (
+        chisquare(
+            [counts[k] for k in probabilities], [p * n for p in probabilities.values()]
+        ).pvalue
+        > 0.01
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,7 +41,11 @@ def fits(counts, probabilities):
     [
         ("main", 0.9, {"ConvNet": 1.0}),
         ("total_random", 0.9, {"ConvNet": 0.25, "LeNet": 0.25, "AlexNet": 0.25, "VGG11": 0.25}),
-        ("main_plus_others", 0.9, {"ConvNet": 0.9, "LeNet": 0.1 / 3, "AlexNet": 0.1 / 3, "VGG11": 0.1 / 3}),
+        (
+            "main_plus_others",
+            0.9,
+            {"ConvNet": 0.9, "LeNet": 0.1 / 3, "AlexNet": 0.1 / 3, "VGG11": 0.1 / 3},
+        ),
         ("main_plus_others", 0.4, {"ConvNet": 0.4, "LeNet": 0.2, "AlexNet": 0.2, "VGG11": 0.2}),
         ("main_plus_others", 1.0, {"ConvNet": 1.0}),
     ],
@@ -71,8 +80,16 @@ def test_similar_models_are_uniform_over_all_32_combinations():
 
 
 def test_main_model_of_the_presets_is_the_papers():
-    assert ModelPool.preset("main").draw(stream(0, "x")) == {"net": "ConvNet", "width": 128, "depth": 3}
-    assert ModelPool.preset("main_plus_similar").members[1].options == {"width": 128, "depth": 3, **SIMILAR}
+    assert ModelPool.preset("main").draw(stream(0, "x")) == {
+        "net": "ConvNet",
+        "width": 128,
+        "depth": 3,
+    }
+    assert ModelPool.preset("main_plus_similar").members[1].options == {
+        "width": 128,
+        "depth": 3,
+        **SIMILAR,
+    }
 
 
 @pytest.mark.parametrize(("similar_depth", "expected"), [(None, 3), (1, 1)])
@@ -104,7 +121,9 @@ def test_weights_come_from_their_own_generator():
 
 
 def test_a_users_own_pool():
-    pool = ModelPool([Member(0.7, "MLP"), Member(0.3, "ConvNet", {"width": [4, 8], "depth": 1, "norm": "none"})])
+    pool = ModelPool(
+        [Member(0.7, "MLP"), Member(0.3, "ConvNet", {"width": [4, 8], "depth": 1, "norm": "none"})]
+    )
     counts = draws(pool, lambda d: (d["net"], d.get("width")))
     assert fits(counts, {("MLP", None): 0.7, ("ConvNet", 4): 0.15, ("ConvNet", 8): 0.15})
     assert pool.name == "custom"
@@ -118,7 +137,9 @@ def test_to_dict_and_back_through_json_draws_the_same():
     assert [pool.draw(one, k) for k in range(30)] == [again.draw(two, k) for k in range(30)]
 
 
-@pytest.mark.parametrize("probabilities", [[0.5, 0.4], [0.6, 0.6], [1.2, -0.2], [float("nan"), 0.5]])
+@pytest.mark.parametrize(
+    "probabilities", [[0.5, 0.4], [0.6, 0.6], [1.2, -0.2], [float("nan"), 0.5]]
+)
 def test_probabilities_that_are_none_are_refused(probabilities):
     with refused(*probabilities, "sum to 1"):
         ModelPool([Member(p, "MLP") for p in probabilities])
@@ -130,8 +151,14 @@ def test_probabilities_that_are_none_are_refused(probabilities):
         ([], ("empty", "at least one")),
         ([Member(1.0, "Convnet")], ("'Convnet'", "did you mean 'ConvNet'")),
         ([Member(1.0, "ConvNet", {"colour": "red"})], ("'colour'", "activation")),
-        ([Member(0.5, "MLP"), Member(0.5, "ConvNet", {"norm": ["batch", "btach"]})], ("'btach'", "batch")),
-        ([Member(1.0, "ConvNet", {"norm": ["instance", "group"], "width": 6})], ("6", "multiple of 4")),
+        (
+            [Member(0.5, "MLP"), Member(0.5, "ConvNet", {"norm": ["batch", "btach"]})],
+            ("'btach'", "batch"),
+        ),
+        (
+            [Member(1.0, "ConvNet", {"norm": ["instance", "group"], "width": 6})],
+            ("6", "multiple of 4"),
+        ),
     ],
 )
 def test_a_member_that_cannot_be_built_is_refused_at_once(members, words):
@@ -154,9 +181,18 @@ def test_checking_a_pool_leaves_the_global_generator_alone():
     ("description", "expected"),
     [
         ({"net": "VGG11", "width_factor": 1.0}, "VGG11"),
-        ({"net": "ConvNet", "width": 4, "depth": 1, "activation": "relu", "norm": "batch", "pooling": "max"},
-         "ConvNet-relu-batch-max"),
+        (
+            {
+                "net": "ConvNet",
+                "width": 4,
+                "depth": 1,
+                "activation": "relu",
+                "norm": "batch",
+                "pooling": "max",
+            },
+            "ConvNet-relu-batch-max",
+        ),
     ],
-)  # fmt: skip
+)
 def test_label_names_the_choices(description, expected):
     assert label(description) == expected

@@ -14,7 +14,9 @@ from ddlib.protocols import authors_loss, kd_loss, make_loss
 
 def random_case(seed=0, n=5, classes=4):
     generator = torch.Generator().manual_seed(seed)
-    logits, teacher = (3 * torch.randn(n, classes, generator=generator, dtype=torch.float64) for _ in range(2))
+    logits, teacher = (
+        3 * torch.randn(n, classes, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     return logits, torch.arange(n) % classes, teacher
 
 
@@ -48,15 +50,24 @@ def test_alpha_0_is_plain_ce():
 
 def test_kl_goes_from_teacher_to_student():
     """The teacher is sure of class 0: KL(teacher || student) = log(1 / 0.5), the reverse is 30 - log(2)."""
-    student, teacher = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[30.0, -30.0]], dtype=torch.float64)
-    assert float(kd_loss(student, torch.tensor([0]), teacher, 1.0, 1.0)) == pytest.approx(math.log(2))
-    assert float(kd_loss(teacher, torch.tensor([0]), student, 1.0, 1.0)) == pytest.approx(30 - math.log(2))
+    student, teacher = (
+        torch.zeros(1, 2, dtype=torch.float64),
+        torch.tensor([[30.0, -30.0]], dtype=torch.float64),
+    )
+    assert float(kd_loss(student, torch.tensor([0]), teacher, 1.0, 1.0)) == pytest.approx(
+        math.log(2)
+    )
+    assert float(kd_loss(teacher, torch.tensor([0]), student, 1.0, 1.0)) == pytest.approx(
+        30 - math.log(2)
+    )
 
 
 def test_kd_gradient_is_student_minus_teacher():
     """d/dlogits of tau^2 KL(teacher || student) is tau (p_student - p_teacher) / N."""
     logits, labels, teacher = random_case()
-    (gradient,) = torch.autograd.grad(kd_loss(logits.requires_grad_(), labels, teacher, 1.0, 2.0), logits)
+    (gradient,) = torch.autograd.grad(
+        kd_loss(logits.requires_grad_(), labels, teacher, 1.0, 2.0), logits
+    )
     expected = 2.0 * (F.softmax(logits / 2, 1) - F.softmax(teacher / 2, 1)) / len(labels)
     torch.testing.assert_close(gradient, expected.detach())
 
@@ -73,7 +84,9 @@ def test_authors_loss_by_hand():
     teacher = torch.zeros(1, 2, dtype=torch.float64)
     reverse_kl = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     expected = 0.5 * math.log(4 / 3) + 0.5 * (2 * 0.9) ** 3 * reverse_kl
-    assert float(authors_loss(student, torch.tensor([0]), teacher, 0.5, 2.0, 1)) == pytest.approx(expected, rel=1e-12)
+    assert float(authors_loss(student, torch.tensor([0]), teacher, 0.5, 2.0, 1)) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 15, 300])
@@ -88,7 +101,10 @@ def test_authors_tau_decays_by_a_tenth_every_epoch(epoch):
 @pytest.mark.parametrize("epoch", [0, 7])
 def test_authors_without_a_teacher_is_half_a_ce(epoch):
     logits, labels, _ = random_case()
-    assert float(authors_loss(logits, labels, None, 0.5, 1.5, epoch)) == float(F.cross_entropy(logits, labels)) / 2
+    assert (
+        float(authors_loss(logits, labels, None, 0.5, 1.5, epoch))
+        == float(F.cross_entropy(logits, labels)) / 2
+    )
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e30])
@@ -112,7 +128,9 @@ def test_make_loss_takes_labels_and_teacher_of_the_batch(protocol, batch):
         "kd": kd_loss(logits[batch], labels[batch], teacher[batch], 0.3, 2.0),
         "authors-2023": authors_loss(logits[batch], labels[batch], teacher[batch], 0.3, 2.0, 6),
     }[protocol]
-    assert torch.equal(make_loss(protocol, labels, teacher, config)(logits[batch], batch, 6), expected)
+    assert torch.equal(
+        make_loss(protocol, labels, teacher, config)(logits[batch], batch, 6), expected
+    )
 
 
 def test_unknown_protocol_and_missing_teacher_are_refused():

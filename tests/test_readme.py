@@ -20,7 +20,10 @@ RESULTS, TABLES = ROOT / "paper" / "results", ROOT / "paper" / "tables"
 
 def test_the_readme_shows_the_committed_table_4_and_claims():
     assert (TABLES / "paper-table4.md").read_text() in README
-    assert to_markdown(pd.read_csv(TABLES / "paper-claims.csv")[["claim", "verdict", "evidence"]]) in README
+    assert (
+        to_markdown(pd.read_csv(TABLES / "paper-claims.csv")[["claim", "verdict", "evidence"]])
+        in README
+    )
 
 
 @pytest.mark.parametrize("number", [4, 5])
@@ -36,7 +39,10 @@ def test_committed_tables_are_what_the_committed_csv_gives(name, number):
 def test_committed_audit_and_claims_are_what_the_committed_csv_gives(name):
     rows, expected = read_rows(RESULTS / f"{name}.csv"), scope(PROFILES[name])
     for kind, frame in (("audit", audit(rows, **expected)), ("claims", claims(rows, **expected))):
-        assert frame.to_csv(index=False, float_format="%.4f") == (TABLES / f"{name}-{kind}.csv").read_text()
+        assert (
+            frame.to_csv(index=False, float_format="%.4f")
+            == (TABLES / f"{name}-{kind}.csv").read_text()
+        )
 
 
 def test_every_link_and_picture_exists():
@@ -63,11 +69,16 @@ def test_commands_are_targets_of_the_makefile():
     assert [c for c in commands if f"\n{c}:" not in makefile] == []
 
 
-@pytest.mark.parametrize(("method", "nets"), [("model pool", ["MLP", "AlexNet", "LeNet"]), ("KD", ["MLP", "VGG11", "LeNet"])])
+@pytest.mark.parametrize(
+    ("method", "nets"),
+    [("model pool", ["MLP", "AlexNet", "LeNet"]), ("KD", ["MLP", "VGG11", "LeNet"])],
+)
 def test_differences_in_the_prose_are_those_of_the_csv(method, nets):
     rows = table4_rows(read_rows(RESULTS / "cifar10-small.csv"))
     rows = rows[(rows["protocol"] == "fair") & (rows["iteration"] == PROFILE.iterations)]
-    pairs = paired_difference(rows[rows["method"] == method], rows[rows["method"] == "baseline"]).set_index("net")
+    pairs = paired_difference(
+        rows[rows["method"] == method], rows[rows["method"] == "baseline"]
+    ).set_index("net")
     for net in nets:
         assert f"{net} {pairs.loc[net, 'mean']:+.1f}" in README
         assert pairs.loc[net, "low"] > 0  # called a difference, so its interval excludes none
@@ -75,11 +86,19 @@ def test_differences_in_the_prose_are_those_of_the_csv(method, nets):
 
 def test_resnet18_in_the_prose_is_that_of_the_csv():
     rows = table4_rows(read_rows(ROOT / "paper" / "results" / "paper.csv"))
-    rows = rows[(rows["net"] == "ResNet18") & (rows["ipc"] == 1) & (rows["iteration"] == 1000) & (rows["split"] == "test")]
+    rows = rows[
+        (rows["net"] == "ResNet18")
+        & (rows["ipc"] == 1)
+        & (rows["iteration"] == 1000)
+        & (rows["split"] == "test")
+    ]
     means = rows.groupby(["protocol", "method"])["accuracy"].mean()
     half, whole = (
-        [f"{means[protocol, method]:.1f}" for method in ("baseline", "model pool")] for protocol in ("authors-2023", "fair")
+        [f"{means[protocol, method]:.1f}" for method in ("baseline", "model pool")]
+        for protocol in ("authors-2023", "fair")
     )
     prose = " ".join(README.split())
-    assert f"reach {half[0]} (baseline) and {half[1]} (model pool) with half a cross-entropy" in prose
+    assert (
+        f"reach {half[0]} (baseline) and {half[1]} (model pool) with half a cross-entropy" in prose
+    )
     assert f"no teacher they reach {whole[0]} and {whole[1]}" in prose

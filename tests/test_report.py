@@ -24,7 +24,9 @@ def built(tmp_path_factory):
     pytest.importorskip("typst")
     folder = tmp_path_factory.mktemp("report")
     rows = make_rows(seeds=1)
-    gone = (rows["net"].eq("ResNet18") & rows["protocol"].eq("kd")) | rows["pool"].isin(["total_random", "main_plus_others"])
+    gone = (rows["net"].eq("ResNet18") & rows["protocol"].eq("kd")) | rows["pool"].isin(
+        ["total_random", "main_plus_others"]
+    )
     rows[~gone].to_csv(folder / "paper.csv", index=False)
     shutil.copy(SMALL, folder / "cifar10-small.csv")
     report.build("paper", folder / "report.pdf", folder, folder / "build")
@@ -45,7 +47,10 @@ def test_the_pdf_is_there_and_the_same_again(built):
 
 
 def test_both_studies_are_shown_the_main_one_first(content):
-    assert [study["name"] for study in content["studies"]] == ["paper", "cifar10-small"] and content["measured"]
+    assert [study["name"] for study in content["studies"]] == [
+        "paper",
+        "cifar10-small",
+    ] and content["measured"]
     assert all(study["figures"]["half-ce"] for study in content["studies"])
 
 
@@ -55,12 +60,20 @@ def test_tables_show_what_is_measured_and_leave_the_rest_empty(content):
     assert [cell["text"][:3] for cell in kd[0]["cells"]] == ["22."] * 5 + [""]
     assert kd[0]["cells"][4]["published"] == "25.2" and kd[0]["n"] == "1×4"
     assert empty == {"ipc": 10, "lines": []}
-    assert [line["n"] for line in content["studies"][0]["tables"][1]["blocks"][0]["lines"]] == ["1×4", "", "", "1×4"]
+    assert [line["n"] for line in content["studies"][0]["tables"][1]["blocks"][0]["lines"]] == [
+        "1×4",
+        "",
+        "",
+        "1×4",
+    ]
 
 
 def test_limits_come_from_the_rows(content):
     text = " ".join(f"{entry['study']}: {entry['text']}" for entry in content["limits"])
-    assert "paper: At most 1 distillation per method and setting. The intervals therefore cover the spread of nets only" in text
+    assert (
+        "paper: At most 1 distillation per method and setting. The intervals therefore cover the spread of nets only"
+        in text
+    )
     assert "ipc 10, ipc 1 at iteration 2000, 3000, 2 of 54 cells of Table 4 at ipc 1" in text
     assert "cifar10-small: ConvNet has width 32 instead of 128" in text
 
@@ -73,8 +86,13 @@ def test_settings_stand_beside_the_paper_s(content):
 
 def test_without_the_main_study_the_small_one_is_shown_and_it_is_said(tmp_path, built):
     made = report.content("paper", {"cifar10-small": read_rows(SMALL)}, tmp_path)
-    assert not made["measured"] and [study["name"] for study in made["studies"]] == ["cifar10-small"]
-    assert made["limits"][0] == {"study": "paper", "text": "No rows yet; its tables are missing from this report."}
+    assert not made["measured"] and [study["name"] for study in made["studies"]] == [
+        "cifar10-small"
+    ]
+    assert made["limits"][0] == {
+        "study": "paper",
+        "text": "No rows yet; its tables are missing from this report.",
+    }
 
 
 def test_committed_sets_are_preferred_for_the_images(tmp_path):
@@ -84,7 +102,10 @@ def test_committed_sets_are_preferred_for_the_images(tmp_path):
         synset.config, synset.iteration = {"pool": pool, "seed": 0}, k
         synset.save(tmp_path / "sets" / f"{pool}-{k}")
     found = report.images_figure(tmp_path, tmp_path / "sets")
-    assert (found["file"], found["text"]) == ("images.svg", "ipc 1, iteration 100")  # the latest that both have
+    assert (found["file"], found["text"]) == (
+        "images.svg",
+        "ipc 1, iteration 100",
+    )  # the latest that both have
     assert report.images_figure(tmp_path, tmp_path / "none", tmp_path / "none.png") is None
 
 

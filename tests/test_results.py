@@ -11,13 +11,39 @@ from ddlib.results import COLUMNS, KEYS, Results, read_rows, row_key
 
 def row(**changes):
     values = {
-        "dataset": "digits", "ipc": 1, "pool": "main", "iteration": 60, "distill_seed": 0, "protocol": "kd",
-        "net": "ConvNet", "eval_seed": 3, "accuracy": 100 / 3, "diverged": False, "seconds": 1.25,
-        "teacher": "ConvNet", "teacher_seed": 3, "alpha": 0.5, "tau": 1.5, "split": "test", "epochs": 301, "lr": 0.01,
-        "batch": 256, "width": 32, "width_factor": None, "main_prob": 0.9, "warmup": 0, "similar_depth": None,
-        "set_id": "0123456789ab", "precision": "float32", "distill_precision": "bfloat16", "device": "CPU, 2 threads",
-        "python": "3.11.7", "torch": "2.14", "ddlib": "0.1.0", "revision": "",
-    }  # fmt: skip
+        "dataset": "digits",
+        "ipc": 1,
+        "pool": "main",
+        "iteration": 60,
+        "distill_seed": 0,
+        "protocol": "kd",
+        "net": "ConvNet",
+        "eval_seed": 3,
+        "accuracy": 100 / 3,
+        "diverged": False,
+        "seconds": 1.25,
+        "teacher": "ConvNet",
+        "teacher_seed": 3,
+        "alpha": 0.5,
+        "tau": 1.5,
+        "split": "test",
+        "epochs": 301,
+        "lr": 0.01,
+        "batch": 256,
+        "width": 32,
+        "width_factor": None,
+        "main_prob": 0.9,
+        "warmup": 0,
+        "similar_depth": None,
+        "set_id": "0123456789ab",
+        "precision": "float32",
+        "distill_precision": "bfloat16",
+        "device": "CPU, 2 threads",
+        "python": "3.11.7",
+        "torch": "2.14",
+        "ddlib": "0.1.0",
+        "revision": "",
+    }
     values |= {c: 1 for c in KEYS if c not in values}
     return values | changes
 
@@ -27,15 +53,27 @@ ROWS = [
     row(),
     row(eval_seed=4, set_id="000000000012", accuracy=0.1 + 0.2, diverged=True),
     row(protocol="ce", teacher="", teacher_seed=None, alpha=None, tau=None, set_id="1234567e8901"),
-    row(net="MLP", width=None, pool="unknown", main_prob=None, warmup=None, device="NA", revision="None"),
+    row(
+        net="MLP",
+        width=None,
+        pool="unknown",
+        main_prob=None,
+        warmup=None,
+        device="NA",
+        revision="None",
+    ),
 ]
 
 
 def same(value, other):
-    return (pd.isna(value) and pd.isna(other)) or (value == other and isinstance(other, str) == isinstance(value, str))
+    return (pd.isna(value) and pd.isna(other)) or (
+        value == other and isinstance(other, str) == isinstance(value, str)
+    )
 
 
-@pytest.mark.parametrize("rows", [ROWS, *([r] for r in ROWS)], ids=["all", "kd", "digits", "exponent", "empty"])
+@pytest.mark.parametrize(
+    "rows", [ROWS, *([r] for r in ROWS)], ids=["all", "kd", "digits", "exponent", "empty"]
+)
 def test_rows_come_back_as_they_were(tmp_path, rows):
     results = Results(tmp_path / "results.csv")
     for r in rows:
@@ -94,9 +132,12 @@ def test_keys_and_outcome_are_the_columns():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(lambda f: f.drop(columns="tau"), ("lacks ['tau']",)), (lambda f: f.assign(colour=1), ("unknown ['colour']",)),
-     (lambda f: f.rename(columns={"net": "model"}), ("lacks ['net']", "unknown ['model']"))],
-)  # fmt: skip
+    [
+        (lambda f: f.drop(columns="tau"), ("lacks ['tau']",)),
+        (lambda f: f.assign(colour=1), ("unknown ['colour']",)),
+        (lambda f: f.rename(columns={"net": "model"}), ("lacks ['net']", "unknown ['model']")),
+    ],
+)
 def test_another_schema_is_refused(tmp_path, change, words):
     path = tmp_path / "results.csv"
     change(pd.DataFrame(ROWS)).to_csv(path, index=False)

@@ -5,14 +5,29 @@ import pandas as pd
 import pytest
 
 from ddlib.errors import DDError
-from ddlib.stats import bootstrap_means, interval, interval_text, mean_over_nets, paired_difference, summarise
+from ddlib.stats import (
+    bootstrap_means,
+    interval,
+    interval_text,
+    mean_over_nets,
+    paired_difference,
+    summarise,
+)
 
 
 def rows_of(accuracies, net="ConvNet", **more):
     """Rows of a distillations x nets matrix of accuracies."""
     return pd.DataFrame(
         [
-            {"net": net, "distill_seed": d, "eval_seed": e, "accuracy": a, "diverged": False, "seconds": 1.0, **more}
+            {
+                "net": net,
+                "distill_seed": d,
+                "eval_seed": e,
+                "accuracy": a,
+                "diverged": False,
+                "seconds": 1.0,
+                **more,
+            }
             for d, line in enumerate(accuracies)
             for e, a in enumerate(line)
         ]

@@ -27,8 +27,13 @@ def test_write_atomic_writes_text_and_bytes_into_new_folders(tmp_path, content):
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize(("code", "why"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "quota"), (errno.EROFS, "")])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step, code, why):
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "quota"), (errno.EROFS, "")],
+)
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path, monkeypatch, step, code, why
+):
     path = write_atomic(tmp_path / "file", "old")
     monkeypatch.setattr(os, step, fails(code))
     with refused("file", why, "untouched"):
@@ -64,7 +69,9 @@ def test_tensors_and_info_round_trip(tmp_path):
     save_tensors(tmp_path / "x.safetensors", tensors, info)
     loaded, about = load_tensors(tmp_path / "x.safetensors")
     assert about == info and set(loaded) == set(tensors)
-    assert all(torch.equal(loaded[k], tensors[k]) and loaded[k].dtype == tensors[k].dtype for k in tensors)
+    assert all(
+        torch.equal(loaded[k], tensors[k]) and loaded[k].dtype == tensors[k].dtype for k in tensors
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"some text that is no safetensors file", "half"])
@@ -94,5 +101,15 @@ def test_missing_file_is_refused(tmp_path):
 
 
 def test_dumps_is_json_without_nan():
-    info = {"a": float("nan"), "b": [1.5, float("inf"), (2, "x")], 3: {"c": -float("inf")}, "d": True}
-    assert json.loads(dumps(info)) == {"a": None, "b": [1.5, None, [2, "x"]], "3": {"c": None}, "d": True}
+    info = {
+        "a": float("nan"),
+        "b": [1.5, float("inf"), (2, "x")],
+        3: {"c": -float("inf")},
+        "d": True,
+    }
+    assert json.loads(dumps(info)) == {
+        "a": None,
+        "b": [1.5, None, [2, "x"]],
+        "3": {"c": None},
+        "d": True,
+    }

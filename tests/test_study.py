@@ -13,9 +13,19 @@ from ddlib.store import ROOT
 from ddlib.study import Study
 
 TINY = {
-    "iterations": 3, "snapshots": [0, 2], "report": [2], "seeds": [0, 1], "batch_real": 8, "width": 4,
-    "width_factor": 0.0625, "epochs": 3, "n_eval": 1, "nets": ["ConvNet", "MLP"], "full_nets": ["MLP"], "full_epochs": 1,
-}  # fmt: skip
+    "iterations": 3,
+    "snapshots": [0, 2],
+    "report": [2],
+    "seeds": [0, 1],
+    "batch_real": 8,
+    "width": 4,
+    "width_factor": 0.0625,
+    "epochs": 3,
+    "n_eval": 1,
+    "nets": ["ConvNet", "MLP"],
+    "full_nets": ["MLP"],
+    "full_epochs": 1,
+}
 
 
 @pytest.fixture
@@ -24,7 +34,11 @@ def study(tmp_path):
 
 
 def files(folder):
-    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.stat().st_mtime_ns
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
 
 
 def test_nothing_is_made_twice(study, tmp_path, monkeypatch):
@@ -104,7 +118,9 @@ def test_the_snapshots_that_tables_show_are_evaluated(study):
 
 def test_other_numbers_of_iterations_need_no_other_setting(tmp_path):
     for iterations, reported in ((1, [1]), (5, [2, 5])):
-        study = Study("quick", TINY | {"iterations": iterations}, out=tmp_path, device="cpu", progress=False)
+        study = Study(
+            "quick", TINY | {"iterations": iterations}, out=tmp_path, device="cpu", progress=False
+        )
         assert [s.iteration for s in study.reported([study.distill("main", 0)])] == reported
 
 
@@ -124,7 +140,12 @@ def test_tau_is_chosen_whatever_the_test_images_say(study, monkeypatch, sign, be
     def evaluated(synsets, split, tau, **_):
         assert split == "both"
         return pd.DataFrame(
-            {"net": "MLP", "tau": tau, "split": ["val", "test"], "accuracy": [50 + sign * tau, 50 - 9 * sign * tau]}
+            {
+                "net": "MLP",
+                "tau": tau,
+                "split": ["val", "test"],
+                "accuracy": [50 + sign * tau, 50 - 9 * sign * tau],
+            }
         )
 
     monkeypatch.setattr(study, "evaluate", evaluated)

@@ -19,11 +19,22 @@ from ddlib.synset import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, SyntheticSe
 def make(ipc=2, classes=("cat", "dog"), **changes):
     images = torch.randn(ipc * len(classes), 3, 32, 32, generator=torch.Generator().manual_seed(0))
     fields = {
-        "images": images, "labels": torch.arange(len(classes)).repeat_interleave(ipc), "mean": (0.5, 0.4, 0.3),
-        "std": (0.25, 0.2, 0.1), "classes": classes, "dataset": "pets", "iteration": 7,
-        "config": {"ipc": ipc, "pool": "main", "snapshots": [1, 2], "lr_images": 0.1, "outer": None},
+        "images": images,
+        "labels": torch.arange(len(classes)).repeat_interleave(ipc),
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.25, 0.2, 0.1),
+        "classes": classes,
+        "dataset": "pets",
+        "iteration": 7,
+        "config": {
+            "ipc": ipc,
+            "pool": "main",
+            "snapshots": [1, 2],
+            "lr_images": 0.1,
+            "outer": None,
+        },
         "provenance": {"seconds": 1.25, "torch": "2", "pool": {"members": [{"probability": 0.9}]}},
-    }  # fmt: skip
+    }
     return SyntheticSet(**(fields | changes))
 
 
@@ -32,7 +43,10 @@ def test_save_and_load_is_bit_for_bit(tmp_path, loader):
     one = make()
     one.images[0, 0, 0, :4] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
     two = loader(one.save(tmp_path / "set"))
-    assert two.images.dtype == torch.float32 and two.images.numpy().tobytes() == one.images.numpy().tobytes()
+    assert (
+        two.images.dtype == torch.float32
+        and two.images.numpy().tobytes() == one.images.numpy().tobytes()
+    )
     assert torch.equal(two.labels, one.labels) and two.id == one.id
     for name in ("mean", "std", "classes", "dataset", "iteration", "config", "provenance"):
         assert getattr(two, name) == getattr(one, name), name
@@ -41,7 +55,9 @@ def test_save_and_load_is_bit_for_bit(tmp_path, loader):
 def test_json_beside_the_file_says_what_is_in_it(tmp_path):
     one = make()
     about = json.loads(one.save(tmp_path / "set").with_suffix(".json").read_text())
-    assert about["id"] == one.id and about["config"] == one.config and about["mean"] == list(one.mean)
+    assert (
+        about["id"] == one.id and about["config"] == one.config and about["mean"] == list(one.mean)
+    )
     (tmp_path / "set.json").unlink()
     assert SyntheticSet.load(tmp_path / "set.safetensors").id == one.id
 
@@ -102,7 +118,12 @@ def test_pngs_show_the_images(tmp_path, channels):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"labels": torch.zeros(3)}, {"images": torch.zeros(4, 32, 32)}, {"images": torch.zeros(0, 3, 8, 8)}]
+    "changes",
+    [
+        {"labels": torch.zeros(3)},
+        {"images": torch.zeros(4, 32, 32)},
+        {"images": torch.zeros(0, 3, 8, 8)},
+    ],
 )
 def test_images_and_labels_that_do_not_fit_are_refused(changes):
     with refused("images", "labels", "[N, C, H, W]"):
@@ -136,7 +157,9 @@ def test_header_that_lacks_something_is_refused(tmp_path, lost):
         SyntheticSet.load(path)
 
 
-@pytest.mark.parametrize("tensors", [{"weights": torch.zeros(3)}, {"images": torch.zeros(2, 3, 32, 32)}])
+@pytest.mark.parametrize(
+    "tensors", [{"weights": torch.zeros(3)}, {"images": torch.zeros(2, 3, 32, 32)}]
+)
 def test_other_tensors_are_refused(tmp_path, tensors):
     _, info = load_tensors(make().save(tmp_path / "set"))
     with refused("set.safetensors", "no synthetic set"):
@@ -170,7 +193,9 @@ def save_pt(path, content, old_numpy=False):
             parts = {name: file.read(name) for name in file.namelist()}
         with zipfile.ZipFile(path, "w") as file:
             for name, part in parts.items():
-                file.writestr(name, part.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+                file.writestr(
+                    name, part.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+                )
     return path
 
 
@@ -186,14 +211,24 @@ def test_released_file_with_stored_accuracies(tmp_path, old_numpy):
     assert torch.equal(one.images, entry(1)[0]) and one.labels.tolist() == list(range(10))
     assert (one.mean, one.std, one.classes) == (CIFAR10_MEAN, CIFAR10_STD, CIFAR10_CLASSES)
     stored = one.provenance["accuracies"]
-    assert stored == {"ConvNet": [pytest.approx(28.3), pytest.approx(29.0)], "MLP": [], "LeNet": [50.0]}
+    assert stored == {
+        "ConvNet": [pytest.approx(28.3), pytest.approx(29.0)],
+        "MLP": [],
+        "LeNet": [50.0],
+    }
     assert one.dataset == "cifar10" and one.config == {"ipc": 1, "pool": "res_DC", "seed": 1}
 
 
 @pytest.mark.parametrize(("index", "seed"), [(-1, 2), (0, 0), (1, 1), (-3, 0)])
 def test_index_chooses_the_entry(tmp_path, index, seed):
-    one = load_synset(save_pt(tmp_path / "x.pt", {"data": [entry(k, ipc=2) for k in range(3)]}), index)
-    assert torch.equal(one.images, entry(seed, ipc=2)[0]) and one.ipc == 2 and one.config["seed"] == seed
+    one = load_synset(
+        save_pt(tmp_path / "x.pt", {"data": [entry(k, ipc=2) for k in range(3)]}), index
+    )
+    assert (
+        torch.equal(one.images, entry(seed, ipc=2)[0])
+        and one.ipc == 2
+        and one.config["seed"] == seed
+    )
 
 
 @pytest.mark.parametrize("index", [1, -2])
@@ -245,7 +280,18 @@ def test_malicious_file_is_refused_and_not_executed(tmp_path, zipped):
         {"data": [[entry(0)[0], torch.arange(10) - 1]]},
         {"data": [[entry(0)[0], torch.arange(9)]]},
     ],
-    ids=["tensor", "list", "weights", "none", "no labels", "empty", "text", "accuracies", "negative", "too few"],
+    ids=[
+        "tensor",
+        "list",
+        "weights",
+        "none",
+        "no labels",
+        "empty",
+        "text",
+        "accuracies",
+        "negative",
+        "too few",
+    ],
 )
 def test_other_contents_are_refused(tmp_path, content):
     with refused(""):
@@ -259,6 +305,8 @@ def test_other_contents_are_refused(tmp_path, content):
 )
 def test_damaged_pt_is_refused(tmp_path, content):
     path = save_pt(tmp_path / "x.pt", {"data": [entry(0)]})
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
+    path.write_bytes(
+        path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content
+    )
     with refused("x.pt", "damaged"):
         load_synset(path)

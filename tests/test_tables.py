@@ -35,14 +35,35 @@ def make_rows(dataset="cifar10", iterations=(1000,), nets=("ConvNet", "VGG11")):
             "net": net,
             "split": "test",
         }
-        row |= {"iteration": 0 if pool == "random_real" else k, "distill_seed": d, "eval_seed": e, "protocol": protocol}
-        row |= {"teacher": teacher, "accuracy": accuracy + d, "diverged": False, "seconds": 1.0, "device": "a CPU"}
-        rows.append(row | {"main_prob": 0.9, "torch": "2", "tau": 1.5 if teacher else None, "set_id": f"{pool} {k} {d}"})
+        row |= {
+            "iteration": 0 if pool == "random_real" else k,
+            "distill_seed": d,
+            "eval_seed": e,
+            "protocol": protocol,
+        }
+        row |= {
+            "teacher": teacher,
+            "accuracy": accuracy + d,
+            "diverged": False,
+            "seconds": 1.0,
+            "device": "a CPU",
+        }
+        rows.append(
+            row
+            | {
+                "main_prob": 0.9,
+                "torch": "2",
+                "tau": 1.5 if teacher else None,
+                "set_id": f"{pool} {k} {d}",
+            }
+        )
     return as_frame(rows).drop_duplicates()
 
 
 def cell(cells, method, net, protocol="fair"):
-    found = cells[(cells["method"] == method) & (cells["net"] == net) & (cells["protocol"] == protocol)]
+    found = cells[
+        (cells["method"] == method) & (cells["net"] == net) & (cells["protocol"] == protocol)
+    ]
     assert len(found) == 1
     return found.iloc[0]
 
@@ -68,8 +89,11 @@ def test_table_5_has_the_pools():
     cells = table(make_rows(), 5)
     assert cell(cells, "total random", "VGG11", "ce")["mean"] == 12.5
     assert list(dict.fromkeys(cells["method"])) == [
-        "main model only", "total random", "main model", "main model + similar models"
-    ]  # fmt: skip
+        "main model only",
+        "total random",
+        "main model",
+        "main model + similar models",
+    ]
 
 
 def test_the_published_figure_and_the_difference_stand_beside_ours():
@@ -106,7 +130,9 @@ def test_validation_rows_are_no_part_of_the_tables():
 
 
 def test_only_reported_iterations_are_shown():
-    assert set(table(make_rows(iterations=(10, 1000)), 4, iterations=(1000,))["iteration"]) == {1000}
+    assert set(table(make_rows(iterations=(10, 1000)), 4, iterations=(1000,))["iteration"]) == {
+        1000
+    }
 
 
 def test_missing_cells_leave_gaps():
@@ -139,7 +165,13 @@ def test_latex_and_markdown_have_a_line_per_row():
 def test_captions_say_scale_hardware_and_n():
     rows = make_rows()
     text = caption(table(rows, 4), rows, get_profile("cifar10-small"), 4)
-    for part in ("cifar10", "width 32", "a CPU (torch 2)", "n = distillations × nets", "compare directions"):
+    for part in (
+        "cifar10",
+        "width 32",
+        "a CPU (torch 2)",
+        "n = distillations × nets",
+        "compare directions",
+    ):
         assert part in text
 
 
