@@ -30,7 +30,7 @@ tables: $(BIN)/.installed  ## tables and figures of the committed results (no GP
 	for profile in cifar10-small paper; do for notebook in 04_tables 05_audit; do \
 		$(BIN)/papermill notebooks/$$notebook.ipynb runs/$$notebook.ipynb -p profile $$profile -k python3 \
 		--no-progress-bar || exit 1; done; done
-	$(BIN)/python -c 'from ddlib.tables import update_readme; update_readme("paper")'
+	$(BIN)/python -c 'from ddlib.report.tables import update_readme; update_readme("paper")'
 
 report: $(BIN)/.installed  ## paper/report.pdf from the committed results
 	$(BIN)/python -m ddlib.report
@@ -41,10 +41,10 @@ bench: $(BIN)/.installed  ## how fast this machine runs it; ARGS="--reference DI
 BUDGET ?= 8m
 STORE ?= runs/paper-study
 paper: $(BIN)/.installed  ## a slice of the paper-scale study: BUDGET=8m STORE=DIR; the next call goes on, here or elsewhere
-	$(BIN)/python -m ddlib.paper run --budget $(BUDGET) --store $(STORE) $(ARGS)
+	$(BIN)/python -m ddlib.study.paper run --budget $(BUDGET) --store $(STORE) $(ARGS)
 
 paper-status: $(BIN)/.installed  ## what of the paper-scale study is done and left, and how long that takes here
-	$(BIN)/python -m ddlib.paper status --store $(STORE) $(ARGS)
+	$(BIN)/python -m ddlib.study.paper status --store $(STORE) $(ARGS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check --fix .

@@ -16,10 +16,10 @@ from .errors import DDError
 from .evaluate import evaluate
 from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net
 from .pool import Member, ModelPool
-from .profiles import PROFILES, Profile, get_profile
 from .results import Results, read_rows
 from .stats import interval, interval_text, paired_difference, summarise
-from .study import Study
+from .study.profiles import PROFILES, Profile, get_profile
+from .study.study import Study
 from .synset import SyntheticSet, load_synset
 
 __all__ = [

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from conftest import refused
 
-from ddlib import audit_figures
-from ddlib.audit import (
+from ddlib.report import audit_figures
+from ddlib.report.audit import (
     COLUMNS,
     CONTRADICTED,
     MISSING,
@@ -28,13 +28,13 @@ from ddlib.audit import (
     signed,
     spread_table,
 )
-from ddlib.claims import CLAIMS, FAILS, HOLDS, IN_PART, claim_cells, claims
-from ddlib.profiles import PROFILES
+from ddlib.report.claims import CLAIMS, FAILS, HOLDS, IN_PART, claim_cells, claims
+from ddlib.report.selection import at_chosen_tau, chosen_taus, comparable
+from ddlib.report.tables import NETS
 from ddlib.results import COLUMNS as ROW
 from ddlib.results import TEXT, as_frame, read_rows
-from ddlib.selection import at_chosen_tau, chosen_taus, comparable
 from ddlib.store import ROOT
-from ddlib.tables import NETS
+from ddlib.study.profiles import PROFILES
 
 METHODS = {  # pool, protocol, teacher -> accuracy; the expected differences are written beside the tests
     ("main", "ce", ""): 20.0,

@@ -7,7 +7,7 @@ import conftest
 import pandas as pd
 import pytest
 
-from ddlib.audit import signed
+from ddlib.report.audit import signed
 from ddlib.store import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

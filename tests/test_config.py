@@ -10,7 +10,7 @@ from ddlib.config import DistillConfig, EvalConfig, check_known, to_dict
 from ddlib.device import environment, pick_device
 from ddlib.errors import check_choice, check_range
 from ddlib.pool import ModelPool
-from ddlib.profiles import PROFILES, get_profile, parse_settings
+from ddlib.study.profiles import PROFILES, get_profile, parse_settings
 
 
 @pytest.mark.parametrize("name", PROFILES)

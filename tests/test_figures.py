@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 from conftest import make_data
 
-from ddlib import figures
 from ddlib.data import random_real
+from ddlib.report import figures
 from ddlib.stats import paired_difference
 
 mpl.use("Agg")

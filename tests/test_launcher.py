@@ -4,9 +4,9 @@ import nbformat
 import papermill
 import pytest
 
-import ddlib.__main__ as launcher
 from ddlib.errors import DDError
 from ddlib.store import ROOT
+from ddlib.study import launcher
 
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in launcher.NOTEBOOKS]
 

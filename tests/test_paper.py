@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from conftest import module, refused
 
-from ddlib import archive
-from ddlib.paper import (
+from ddlib.results import KEYS, read_rows
+from ddlib.study import archive
+from ddlib.study.paper import (
     Distillation,
     Evaluation,
     Slices,
@@ -19,8 +20,7 @@ from ddlib.paper import (
     parse_duration,
     plan,
 )
-from ddlib.profiles import get_profile
-from ddlib.results import KEYS, read_rows
+from ddlib.study.profiles import get_profile
 from ddlib.synset import load_synset
 
 TINY = {
@@ -130,7 +130,7 @@ def test_interrupted_moved_and_resumed_gives_the_same_numbers(tmp_path, monkeypa
             break
         ticks = iter(range(10**6))
         monkeypatch.setattr(
-            "ddlib.paper.time.monotonic", lambda ticks=ticks: next(ticks)
+            "ddlib.study.paper.time.monotonic", lambda ticks=ticks: next(ticks)
         )  # the budget: so many looks at the clock
         work.run(8 + 16 * i, say=lambda text: None)
         monkeypatch.undo()
@@ -299,7 +299,7 @@ def test_a_damaged_or_hostile_archive_is_refused(tmp_path):
 def test_a_group_of_nets_starts_only_if_all_of_it_fits(tmp_path, monkeypatch):
     work, asked = slices(tmp_path), []
     piece = next(p for p in work.pieces if isinstance(p, Evaluation) and work.ready(p))
-    monkeypatch.setattr(module("paper"), "groups", lambda seeds, device: [[0, 1, 2]])
+    monkeypatch.setattr(module("study.paper"), "groups", lambda seeds, device: [[0, 1, 2]])
     monkeypatch.setattr(
         work, "rates", lambda: {"evaluation": work.flops(piece) / piece.n}
     )  # a second per net

@@ -5,13 +5,13 @@ import re
 import pandas as pd
 import pytest
 
-from ddlib.audit import audit, scope
-from ddlib.claims import claims
-from ddlib.profiles import PROFILES
+from ddlib.report.audit import audit, scope
+from ddlib.report.claims import claims
+from ddlib.report.tables import caption, table, table4_rows, to_markdown, wide
 from ddlib.results import read_rows
 from ddlib.stats import paired_difference
 from ddlib.store import ROOT
-from ddlib.tables import caption, table, table4_rows, to_markdown, wide
+from ddlib.study.profiles import PROFILES
 
 README = (ROOT / "README.md").read_text()
 PROFILE = PROFILES["cifar10-small"]

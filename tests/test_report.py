@@ -9,8 +9,8 @@ import pytest
 from conftest import make_data, refused
 from test_audit import make_rows
 
-from ddlib import report
 from ddlib.data import random_real
+from ddlib.report import pdf as report
 from ddlib.results import read_rows
 from ddlib.store import ROOT
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import module, refused
 
-from ddlib.profiles import PROFILES
 from ddlib.results import COLUMNS
 from ddlib.store import ROOT
-from ddlib.study import Study
+from ddlib.study.profiles import PROFILES
+from ddlib.study.study import Study
 
 TINY = {
     "iterations": 3,
@@ -74,7 +74,7 @@ def test_an_interrupted_distillation_stops_the_others(study, monkeypatch):
                 return done.append(config.seed)
             time.sleep(0.01)
 
-    monkeypatch.setattr(module("study"), "distill", distilled)
+    monkeypatch.setattr(module("study.study"), "distill", distilled)
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from ddlib.errors import DDError
-from ddlib.profiles import get_profile
+from ddlib.report.tables import caption, read_published, table, to_latex, to_markdown, wide
 from ddlib.results import COLUMNS, TEXT, as_frame
-from ddlib.tables import caption, read_published, table, to_latex, to_markdown, wide
+from ddlib.study.profiles import get_profile
 
 METHODS = {  # pool, protocol, teacher -> accuracy
     ("main", "ce", ""): 20.0,

@@ -13,16 +13,16 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import data as data_module
-from .data import load_data
-from .device import pick_device
-from .distill import distill, store_name
-from .evaluate import evaluate
-from .graphs import side_by_side
+from .. import data as data_module
+from ..data import load_data
+from ..device import pick_device
+from ..distill import distill, store_name
+from ..evaluate import evaluate
+from ..graphs import side_by_side
+from ..results import Results, read_rows
+from ..store import ROOT, write_atomic
+from ..synset import load_synset
 from .profiles import PROFILES, get_profile
-from .results import Results, read_rows
-from .store import ROOT, write_atomic
-from .synset import load_synset
 
 OUT_VARIABLE = "DDLIB_OUT"  # another place for everything a study writes; the tests use it
 

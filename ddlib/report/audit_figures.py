@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from ..stats import summarise
 from .audit import ALONE, MISSING
 from .figures import COLOURS, new_figure
-from .stats import summarise
 from .tables import NETS
 
 OURS, PUBLISHED = "#0072b2", "#d55e00"

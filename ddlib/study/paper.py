@@ -1,4 +1,4 @@
-"""The paper-scale study in slices: `python -m ddlib.paper run --budget 8m --store DIR`, on one machine after another.
+"""The paper-scale study in slices: `python -m ddlib.study.paper run --budget 8m --store DIR`, on one machine after another.
 
 A plan lists every distillation and every evaluation, the most valuable first. A slice works through it until its budget is
 spent; every finished piece and a checkpoint of the one in hand stay in `DIR`, which is laid out as the notebooks' `out`.
@@ -19,19 +19,19 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ..config import PROTOCOLS, EvalConfig, loops
+from ..data import random_real
+from ..device import device_name
+from ..distill import distill, snapshot_name, store_name
+from ..errors import DDError, check_choice, check_range
+from ..evaluate import evaluate, groups, identities, net_width, splits
+from ..nets import build_net
+from ..pool import PRESETS
+from ..store import ROOT, write_atomic
+from ..synset import SyntheticSet
 from .archive import pack, unpack
-from .config import PROTOCOLS, EvalConfig, loops
-from .data import random_real
-from .device import device_name
-from .distill import distill, snapshot_name, store_name
-from .errors import DDError, check_choice, check_range
-from .evaluate import evaluate, groups, identities, net_width, splits
-from .nets import build_net
-from .pool import PRESETS
 from .profiles import parse_settings
-from .store import ROOT, write_atomic
 from .study import Study
-from .synset import SyntheticSet
 
 LATER_IPCS = (50,)  # after everything else
 RELEASED = (("similar_depth", 1), ("warmup", 500))  # what the released code does differently
@@ -512,7 +512,7 @@ def print_status(slices):
 
 def main(words=None):
     parser = argparse.ArgumentParser(
-        prog="python -m ddlib.paper", description=__doc__.splitlines()[0]
+        prog="python -m ddlib.study.paper", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
         "command",

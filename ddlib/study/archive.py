@@ -4,9 +4,9 @@ import time
 import zipfile
 from pathlib import Path
 
-from .errors import DDError
-from .results import Results, read_rows
-from .store import write_atomic
+from ..errors import DDError
+from ..results import Results, read_rows
+from ..store import write_atomic
 
 BYTES = 15_000_000  # of one archive
 KNOWN = ".archives"  # names of the archives whose content is here

@@ -10,6 +10,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from ..errors import DDError, check_choice
+from ..protocols import TAU_DECAY
+from ..results import read_rows
+from ..stats import UNIT
+from ..store import ROOT, dumps, write_atomic
+from ..study.profiles import PROFILES
+from ..synset import load_synset
 from . import audit_figures, figures, tables
 from .audit import (
     ALONE,
@@ -24,14 +31,7 @@ from .audit import (
     signed,
 )
 from .claims import CLAIMS, claims
-from .errors import DDError, check_choice
-from .profiles import PROFILES
-from .protocols import TAU_DECAY
-from .results import read_rows
 from .selection import at_chosen_tau, at_default_tau, comparable, printed_pool
-from .stats import UNIT
-from .store import ROOT, dumps, write_atomic
-from .synset import load_synset
 
 PAPER = ROOT / "paper"
 SMALL = "cifar10-small"  # the study with several distillations, which stands beside any other
@@ -364,8 +364,8 @@ def limits(profile, rows):
     for name, frame in rows.items():
         found += study_limits(PROFILES[name], frame)
     shares = {PROFILES[name].val_fraction for name in rows}
-    held = f"A share of {listed(sorted(shares))} of the training images of each class is held out to choose τ, so that we distil "
-    found.append(limit(held + "from fewer real images than the paper."))
+    held = f"A share of {listed(sorted(shares))} of the training images of each class is held out to choose τ, so that we "
+    found.append(limit(held + "distil from fewer real images than the paper."))
     teachers = sorted({t for frame in rows.values() for t in frame["teacher"].unique() if t})
     alphas = sorted({a for frame in rows.values() for a in frame["alpha"].dropna().unique()})
     found.append(
@@ -373,8 +373,11 @@ def limits(profile, rows):
             f"Teacher architectures tried: {listed(teachers)}. Weights α tried: {listed(alphas)}."
         )
     )
-    noise = "The paper prints no standard deviations; the noise of its figures is taken from the spreads stored with its released "
-    return [*found, limit(noise + "sets, and covers neither other sets nor the choice of τ.")]
+    noise = "The paper prints no standard deviations; the noise of its figures is taken from the spreads stored with its "
+    return [
+        *found,
+        limit(noise + "released sets, and covers neither other sets nor the choice of τ."),
+    ]
 
 
 def limit(text, study=""):

@@ -6,10 +6,10 @@ Any setting can be overridden by name (`get_profile("quick", {"iterations": 50})
 import json
 from dataclasses import dataclass, fields, replace
 
-from .config import DistillConfig, EvalConfig, check_types, coerce
-from .errors import DDError, check_choice, check_range
-from .nets import NETS
-from .pool import PRESETS
+from ..config import DistillConfig, EvalConfig, check_types, coerce
+from ..errors import DDError, check_choice, check_range
+from ..nets import NETS
+from ..pool import PRESETS
 
 
 @dataclass(frozen=True)

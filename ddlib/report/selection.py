@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from .config import EvalConfig
+from ..config import EvalConfig
 
 CELL = ["ipc", "pool", "net"]
 DISTILLATION = [

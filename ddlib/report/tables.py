@@ -2,10 +2,10 @@
 
 import pandas as pd
 
-from .errors import DDError
+from ..errors import DDError
+from ..stats import summarise
+from ..store import ROOT, write_atomic
 from .selection import at_chosen_tau, comparable
-from .stats import summarise
-from .store import ROOT, write_atomic
 
 REFERENCE = ROOT / "paper" / "reference"
 NETS = ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18")  # the paper's order

@@ -11,8 +11,9 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from .config import DistillConfig, EvalConfig
-from .rng import stream
+from ..config import DistillConfig, EvalConfig
+from ..rng import stream
+from ..stats import UNIT, WITHIN, interval, paired_difference, summarise
 from .selection import (
     at_chosen_tau,
     at_default_tau,
@@ -21,7 +22,6 @@ from .selection import (
     printed_pool,
     released_pool,
 )
-from .stats import UNIT, WITHIN, interval, paired_difference, summarise
 from .tables import NETS, REFERENCE, read_published
 
 COLUMNS = (

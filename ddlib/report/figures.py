@@ -5,7 +5,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .stats import interval, summarise
+from ..stats import interval, summarise
 from .tables import NETS
 
 # One colour per method everywhere (Okabe and Ito's palette, safe for colour-blind readers).

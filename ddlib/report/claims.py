@@ -2,8 +2,8 @@
 
 import pandas as pd
 
+from ..stats import UNIT, WITHIN
 from .audit import MISSING, NOT_MEASURED, SETS, make_view, paired, pick, signed, single, too_few
-from .stats import UNIT, WITHIN
 from .tables import NETS
 
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"

@@ -1,0 +1,1 @@
+"""The methods of distillation: what is learned (images) and from what (objectives)."""

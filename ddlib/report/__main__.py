@@ -1,0 +1,7 @@
+"""`python -m ddlib.report`: the PDF."""
+
+import sys
+
+from .pdf import main
+
+sys.exit(main())
