@@ -16,16 +16,13 @@ from .errors import DDError
 from .evaluate import evaluate
 from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net
 from .pool import Member, ModelPool
-from .results import Results, read_rows
+from .results import Results, read_results
 from .stats import interval, interval_text, paired_difference, summarise
-from .study.profiles import PROFILES, Profile, get_profile
-from .study.study import Study
 from .synset import SyntheticSet, load_synset
 
 __all__ = [
     "MLP",
     "NETS",
-    "PROFILES",
     "VGG11",
     "AlexNet",
     "ConvNet",
@@ -36,16 +33,13 @@ __all__ = [
     "LeNet",
     "Member",
     "ModelPool",
-    "Profile",
     "ResNet18",
     "Results",
-    "Study",
     "SyntheticSet",
     "build_net",
     "distill",
     "evaluate",
     "full_real",
-    "get_profile",
     "interval",
     "interval_text",
     "load_data",
@@ -53,6 +47,6 @@ __all__ = [
     "matching",
     "paired_difference",
     "random_real",
-    "read_rows",
+    "read_results",
     "summarise",
 ]

@@ -9,7 +9,6 @@ from .pool import PRESETS
 # Outer steps and inner epochs by ipc (Zhao et al., ICLR 2021; methods of the DC family).
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
-PROTOCOLS = ("ce", "kd", "authors-2023")
 ON_DIVERGENCE = ("skip", "stop")
 
 

@@ -160,11 +160,11 @@ def full_real(data):
     return as_synset(data, data.x_train, min(data.counts()), "full_data", 0, data.y_train)
 
 
-def as_synset(data, images, ipc, pool, seed, labels=None):
+def as_synset(data, images, ipc, method, seed, labels=None):
     """Real images in the form of a `SyntheticSet`."""
     if labels is None:
         labels = torch.arange(len(data.classes)).repeat_interleave(ipc)
-    config = {"ipc": ipc, "pool": pool, "seed": seed}
+    config = {"method": method, "ipc": ipc, "pool": "", "seed": seed}
     return SyntheticSet(images, labels, data.mean, data.std, data.classes, data.name, config=config)
 
 

@@ -1,140 +1,216 @@
-"""Evaluation: train fresh nets on a synthetic set under a protocol, test them on real images, one row per net."""
+"""Evaluation: train fresh nets on a synthetic set under a protocol, test them on real images, a row for each."""
 
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 
+import pandas as pd
 import torch
+from torch import Tensor, nn
 
-from .config import PROTOCOLS, EvalConfig, check_known
+from .config import DistillConfig, EvalConfig, check_known
+from .data import Data
 from .device import environment, keep_freed_memory
 from .errors import DDError, check_choice, check_range
 from .graphs import Epoch, Graph, side_by_side
+from .losses import PROTOCOLS, Protocol, find_protocol
 from .matching import mixed_precision, set_products
 from .nets import NETS, build_net
 from .progress import bar
-from .protocols import make_loss
-from .results import Results, as_frame
+from .results import ROWS, Results, canonical, defaults, flat
 from .rng import stream
 from .synset import SyntheticSet
 
+# The evaluation version. Raise it whenever the same net, set and seed may come out otherwise: no table cell mixes two.
+# 1: until 2026-11-21; 2: gradients laid out as their weights (LeNet and AlexNet were wrong), max pooling by whole tensors.
+VERSION = 2
 TEACHER = "ConvNet"
-AT_ONCE = {
-    "cuda": 10,
-    "cpu": 4,
-}  # nets that train side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
-_teachers = {}  # logits of trained teachers on their set: shared by all students, protocols and temperatures
+AT_ONCE = {"cuda": 10, "cpu": 4}  # nets side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
+Pairs = Sequence[tuple[SyntheticSet, int]]  # sets, each with an eval seed
 
 
 def evaluate(
-    synset,
-    data,
-    nets=("ConvNet",),
-    protocol="ce",
-    n_eval=5,
-    seed=0,
+    synset: SyntheticSet | Iterable[SyntheticSet],
+    data: Data,
+    nets: Sequence[str] = ("ConvNet",),
+    protocol: str | Protocol = "ce",
+    n_eval: int = 5,
+    seed: int = 0,
     *,
-    teacher=TEACHER,
-    split="test",
-    config=None,
-    results=None,
-    progress=True,
-    stop=None,
-    **settings,
-):
-    """Train `n_eval` fresh nets of each architecture on `synset`, or on each of a list of sets, and test them on `data`.
+    teacher: str | None = TEACHER,
+    split: str = "test",
+    config: EvalConfig | None = None,
+    results: Results | None = None,
+    progress: bool = True,
+    stop: Callable[[], bool] | None = None,
+    **settings: object,
+) -> pd.DataFrame:
+    """Train `n_eval` fresh nets of each architecture on `synset`, or on each of several sets, and test them on `data`.
 
-    Returns a `DataFrame` with one row per net (`results.COLUMNS`; accuracy in percent). `protocol`: see `ddlib.protocols`;
-    `teacher` is the net that `kd` and `authors-2023` learn from (None for `authors-2023`: its "no KD", half a CE). Net i has
-    eval seed `seed + i`; a teacher of the same number comes from a stream of its own. `split`: "test", "val" to choose
-    settings, or "both": one training, a row for each. `config` is an `EvalConfig`, `settings` override single ones
+    Returns one line per net and split (`results.flat`; accuracy in percent). `protocol`: see `ddlib.losses`, or a `Protocol` of
+    your own; `teacher` is the net that `kd` and `authors-2023` learn from (None for `authors-2023`: its "no KD", half a CE).
+    Net i has eval seed `seed + i`; a teacher of the same number comes from a stream of its own. `split`: "test", "val" to
+    choose settings, or "both": one training, a row for each. `config` is an `EvalConfig`, `settings` override single ones
     (`tau=4.0`). With `results` (a `Results`), rows found there are not computed again and new ones are saved as they finish;
     `stop()` is asked before every group, and if it says True, what is not there yet is left out. A net with non-finite weights
     or logits is marked `diverged` and keeps the accuracy it has. Several nets of an architecture train at once (`groups`);
-    `seconds` is then a net's share. Raises `DDError` for anything unknown or a set that does not fit.
+    `seconds` is a row's share. Raises `DDError` for anything unknown or a set that does not fit.
     """
     keep_freed_memory()
     config = configured(config, settings)
     set_products(config.precision, data.device)
-    if protocol == "ce":
-        teacher = None
+    protocol, teacher = find_protocol(protocol, teacher)
     synsets = [synset] if isinstance(synset, SyntheticSet) else list(synset)
     for one in synsets:
-        for name in splits(split):
-            check_request(one, data, nets, protocol, n_eval, teacher, name)
+        check_request(one, data, nets, n_eval, teacher, splits(split))
     results = Results() if results is None else results
     if config.precision == "float64":
         data = data.to(dtype=torch.float64)
-    wanted = {
-        (k, net, s): identities(synsets[k], data, protocol, net, s, teacher, split, config)
-        for k in range(len(synsets))
+    rows = {
+        (k, net, s): [
+            describe_row(one, protocol, net, s, teacher, name, config) for name in splits(split)
+        ]
+        for k, one in enumerate(synsets)
         for net in nets
         for s in range(seed, seed + n_eval)
     }
-    with bar(len(wanted), f"evaluate {protocol}", show=progress) as ticks:
-        for net in nets:
-            mine = {key: rows for key, rows in wanted.items() if key[1] == net}
-            missing = [
-                key for key, rows in mine.items() if any(results.get(row) is None for row in rows)
-            ]
-            ticks.update(len(mine) - len(missing))
-            for group in groups(missing, data.device):
-                if stop and stop():
-                    break
-                started = time.perf_counter()
-                trained = train_group(
-                    [(synsets[k], s) for k, _, s in group], data, protocol, net, teacher, config
-                )
-                tested = measure_group(trained, data, splits(split), config.precision)
-                seconds = round((time.perf_counter() - started) / len(group), 3)
-                machine = {"seconds": seconds} | environment(data.device)
-                results.add_all(
+    missing = [key for key in rows if any(results.get(row) is None for row in rows[key])]
+    with bar(
+        len(rows), f"evaluate {protocol.name}", len(rows) - len(missing), show=progress
+    ) as ticks:
+        for group in groups(missing, data.device):
+            if stop and stop():
+                break
+            started = time.perf_counter()
+            pairs = [(synsets[k], s) for k, _, s in group]
+            trained = train_group(
+                pairs, data, protocol, group[0][1], teacher, config, results.teachers
+            )
+            tested = measure_group(trained, data, splits(split), config.precision)
+            share = (time.perf_counter() - started) / len(group) / len(splits(split))
+            machine = {"seconds": round(share, 3)} | machine_text(environment(data.device))
+            results.add(
+                [describe_set(synsets[k], data) for k, *_ in group],
+                [
                     row | {"accuracy": accuracy, "diverged": diverged} | machine
                     for key, outcomes in zip(group, tested, strict=True)
-                    for row, (accuracy, diverged) in zip(wanted[key], outcomes, strict=True)
-                )
-                ticks.update(len(group))
-    return as_frame(
-        [
-            found
-            for rows in wanted.values()
-            for row in rows
-            if (found := results.get(row)) is not None
-        ]
+                    for row, (accuracy, diverged) in zip(rows[key], outcomes, strict=True)
+                ],
+            )
+            ticks.update(len(group))
+    finished = [results.get(row) for same in rows.values() for row in same]
+    return flat(
+        pd.DataFrame([describe_set(one, data) for one in synsets]).drop_duplicates("set"),
+        pd.DataFrame([row for row in finished if row is not None], columns=list(ROWS)),
     )
 
 
-def identities(synset, data, protocol, net, eval_seed, teacher, split, config):
-    """The rows of one trained net without their results, one per split."""
-    return [
-        describe(synset, data, protocol, net, eval_seed, teacher, name, config)
-        for name in splits(split)
-    ]
-
-
-def splits(split):
+def splits(split: str) -> tuple[str, ...]:
+    """The names of the splits that are tested: "both" means validation and test."""
     return ("val", "test") if split == "both" else (split,)
 
 
-def groups(missing, device):
-    """Which nets train at once: on a GPU many, which leave it idle one by one; on a CPU one per thread, within its memory."""
-    size = (
-        AT_ONCE["cuda"]
-        if torch.device(device).type == "cuda"
-        else min(AT_ONCE["cpu"], torch.get_num_threads())
+def groups(missing: Sequence[tuple], device: torch.device | str) -> list[list[tuple]]:
+    """Which nets (set, architecture, eval seed) train at once: of one architecture, on a GPU many, on a CPU one per thread."""
+    on_gpu = torch.device(device).type == "cuda"
+    size = AT_ONCE["cuda"] if on_gpu else min(AT_ONCE["cpu"], torch.get_num_threads())
+    found = []
+    for name in dict.fromkeys(net for _, net, _ in missing):
+        same = [key for key in missing if key[1] == name]
+        found += [same[i : i + size] for i in range(0, len(same), size)]
+    return found
+
+
+def describe_row(
+    synset: SyntheticSet,
+    protocol: Protocol,
+    net: str,
+    eval_seed: int,
+    teacher: str | None,
+    split: str,
+    config: EvalConfig,
+) -> dict:
+    """A row's identity (`results.KEY`): everything but the result and the machine.
+
+    Settings are those that differ from the defaults and matter to these nets; teacher, tau and alpha wherever they are used.
+    """
+    uses = {name for one in (net, teacher) if one for name in width_options(one)}
+    unused = {"width", "depth", "width_factor"} - uses | {"alpha", "tau"}
+    changed = {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in unused and value != defaults(EvalConfig)[name]
+    }
+    if teacher:
+        changed |= {"teacher": teacher, "alpha": config.alpha, "tau": config.tau}
+    elif protocol.teacher != "never":
+        changed |= {"alpha": config.alpha}
+    return {
+        "set": synset.id,
+        "net": net,
+        "protocol": protocol.name,
+        "settings": canonical(changed),
+        "eval_seed": eval_seed,
+        "split": split,
+        "evaluation": VERSION,
+    }
+
+
+def describe_set(synset: SyntheticSet, data: Data) -> dict:
+    """A line of the table of sets (`results.SETS`)."""
+    about, origin = dict(synset.config), synset.provenance
+    pool = about.pop("pool", "unknown")
+    identity = {
+        "method": about.pop("method", "dc" if pool != "unknown" else "unknown"),
+        "base": about.pop("base", ""),
+        "pool": pool,
+        "dataset": synset.dataset,
+        "ipc": synset.ipc,
+        "iteration": synset.iteration,
+        "seed": about.pop("seed", 0),
+    }
+    known = defaults(DistillConfig)
+    irrelevant = {*identity, "snapshots"}
+    changed = {k: v for k, v in about.items() if k not in irrelevant and v != known.get(k)}
+    held_out = len(data.y_val) / (len(data.y_val) + len(data.y_train))
+    changed["val_fraction"] = round(held_out, 3)
+    return (
+        {"set": synset.id}
+        | identity
+        | {"settings": canonical(changed), "seconds": origin.get("seconds", 0.0)}
+        | machine_text(origin)
     )
-    return [missing[i : i + size] for i in range(0, len(missing), size)]
 
 
-def train_group(pairs, data, protocol, name, teacher, config, streams=("eval", "batches")):
+def machine_text(about: dict) -> dict:
+    """Hardware and versions of `device.environment` as two columns."""
+    names = {"device": "", "python": "python ", "torch": "torch "}
+    parts = [f"{text}{about[name]}" for name, text in names.items() if name in about]
+    return {"machine": "; ".join(parts), "revision": about.get("revision", "")}
+
+
+def train_group(
+    pairs: Pairs,
+    data: Data,
+    protocol: Protocol,
+    name: str,
+    teacher: str | None,
+    config: EvalConfig,
+    teachers: dict,
+    streams: tuple[str, str] = ("eval", "batches"),
+) -> list[nn.Module]:
     """Fresh nets of one architecture, one per pair of set and eval seed, trained on that set under a protocol.
 
-    `streams`: the names of the generators of their weights and batches.
+    `streams`: the names of the generators of their weights and batches. `teachers`: see `teacher_logits`.
     """
-    targets = teacher_logits(pairs, data, teacher, config) if teacher else [None] * len(pairs)
+    targets = [None] * len(pairs)
+    if teacher:
+        targets = teacher_logits(pairs, data, teacher, config, teachers)
     nets = [fresh_net(name, data, config, stream(seed, streams[0], name)) for _, seed in pairs]
     sets = [on_device(synset, data) for synset, _ in pairs]
     losses = [
-        make_loss(protocol, labels, target, config)
+        batch_loss(protocol, labels, target, config)
         for (_, labels), target in zip(sets, targets, strict=True)
     ]
     generators = [stream(seed, streams[1], name) for _, seed in pairs]
@@ -142,47 +218,70 @@ def train_group(pairs, data, protocol, name, teacher, config, streams=("eval", "
     return nets
 
 
-def on_device(synset, data):
+def batch_loss(
+    protocol: Protocol, labels: Tensor, targets: Tensor | None, config: EvalConfig
+) -> Callable:
+    """`loss(logits, batch, epoch)` of a protocol; `batch` indexes the set of these labels and teacher logits."""
+
+    def loss(logits: Tensor, batch: Tensor | slice, epoch: int | Tensor) -> Tensor:
+        teacher = None if targets is None else targets[batch]
+        return protocol.loss(logits, labels[batch], teacher, config, epoch)
+
+    return loss
+
+
+def on_device(synset: SyntheticSet, data: Data) -> tuple[Tensor, Tensor]:
     """Images and labels of a set, as and where the data are."""
     return synset.images.to(data.device, data.x_train.dtype), synset.labels.to(data.device)
 
 
-def measure_group(nets, data, names, precision):
+def measure_group(
+    nets: Sequence[nn.Module], data: Data, names: Sequence[str], precision: str
+) -> list[list[tuple[float, bool]]]:
     """Per net a list with `measure_accuracy` on each of the splits."""
-    works = [
-        lambda n=net: [measure_accuracy(n, *data.split(name), precision) for name in names]
-        for net in nets
-    ]
-    return (
-        [work() for work in works]
-        if torch.device(data.device).type == "cuda"
-        else side_by_side(works, data.device)
-    )
+
+    def measure(net: nn.Module) -> list[tuple[float, bool]]:
+        return [measure_accuracy(net, *data.split(name), precision) for name in names]
+
+    if torch.device(data.device).type == "cuda":
+        return [measure(net) for net in nets]
+    return side_by_side([partial(measure, net) for net in nets], data.device)
 
 
-def train_nets(nets, images, losses, config, generators):
+def train_nets(
+    nets: Sequence[nn.Module],
+    images: Sequence[Tensor],
+    losses: Sequence[Callable],
+    config: EvalConfig,
+    generators: Sequence[torch.Generator | None],
+) -> None:
     """Train nets in place, each on its images: SGD, lr x 0.1 after epoch `config.drop_epoch` with the momentum reset.
 
     `loss(logits, batch, epoch)` gives the scalar to descend. These are the DC family's settings (Zhao et al., ICLR 2021):
     lr 0.01, momentum 0.9, weight decay 5e-4, batch 256, epochs 0..300, drop after 151, no augmentation. The nets train side by
     side; on a GPU an epoch of all of them is one recorded graph.
     """
-    trainings = [Training(*own, config) for own in zip(nets, images, losses, strict=True)]
+    trainings = [Training(*one, config) for one in zip(nets, images, losses, strict=True)]
     device = images[0].device
     before = min(config.drop_epoch + 1, config.epochs)
     for lr, epochs in ((config.lr, before), (config.lr * 0.1, config.epochs - before)):
         for training in trainings:
             training.start(lr)
-        everyone = Graph(
-            lambda: side_by_side([training.run for training in trainings], device), device
-        )
+        works = [training.run for training in trainings]
+        epoch = Graph(partial(side_by_side, works, device), device)
         for _ in range(epochs):
             for training, generator in zip(trainings, generators, strict=True):
-                training.pass_.shuffle(generator)
-            everyone()
+                training.epoch.shuffle(generator)
+            epoch()
 
 
-def train_net(net, images, loss, config, generator):
+def train_net(
+    net: nn.Module,
+    images: Tensor,
+    loss: Callable,
+    config: EvalConfig,
+    generator: torch.Generator | None,
+) -> None:
     """`train_nets` for one net."""
     train_nets([net], [images], [loss], config, [generator])
 
@@ -190,39 +289,41 @@ def train_net(net, images, loss, config, generator):
 class Training:
     """The training of one net on a set, an epoch at a call of `run`."""
 
-    def __init__(self, net, images, loss, config):
+    def __init__(self, net: nn.Module, images: Tensor, loss: Callable, config: EvalConfig):
         self.net, self.images, self.loss, self.config = net.train(), images, loss, config
-        self.parameters = list(net.parameters())
-        self.pass_ = Epoch(self.step, len(images), config.batch, images.device)
+        self.epoch = Epoch(self.step, len(images), config.batch, images.device)
         on_gpu = images.device.type == "cuda"  # a recorded epoch counts on the device
-        self.epoch = torch.zeros((), dtype=torch.float64, device=images.device) if on_gpu else 0
+        self.done = torch.zeros((), dtype=torch.float64, device=images.device) if on_gpu else 0
 
-    def start(self, lr):
+    def start(self, lr: float) -> None:
         """From here on with this learning rate, and no momentum yet."""
+        decay = self.config.weight_decay
+        parameters = self.net.parameters()
         self.optimizer = torch.optim.SGD(
-            self.parameters,
-            lr,
-            self.config.momentum,
-            weight_decay=self.config.weight_decay,
-            fused=True,
+            parameters, lr, self.config.momentum, weight_decay=decay, fused=True
         )
 
-    def step(self, batch):
+    def step(self, batch: Tensor | slice) -> None:
         with mixed_precision(self.config.precision, self.images.device):
             logits = self.net(self.images[batch])
-        self.loss(
-            logits.to(self.images.dtype), batch, self.epoch
-        ).backward()  # lays gradients out as the weights are
+        # backward() lays a gradient out in memory as its weight is; the fused optimiser relies on it
+        self.loss(logits.to(self.images.dtype), batch, self.done).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def run(self):
-        self.pass_.run()
-        self.epoch += 1
+    def run(self) -> None:
+        self.epoch.run()
+        self.done += 1
 
 
 @torch.no_grad()
-def measure_accuracy(net, images, labels, precision="float32", batch=None):
+def measure_accuracy(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    precision: str = "float32",
+    batch: int | None = None,
+) -> tuple[float, bool]:
     """(accuracy in percent, diverged): diverged means that weights or logits are not finite.
 
     `batch`: images at once; by default 100 on a CPU, whose memory has to hold several nets' activations, else 500.
@@ -231,10 +332,8 @@ def measure_accuracy(net, images, labels, precision="float32", batch=None):
     finite = torch.stack(
         [torch.isfinite(p).all() for p in net.parameters()] or [torch.ones((), dtype=torch.bool)]
     ).all()
-    finite, correct = (
-        finite.to(images.device),
-        torch.zeros((), dtype=torch.int64, device=images.device),
-    )
+    finite = finite.to(images.device)
+    correct = torch.zeros((), dtype=torch.int64, device=images.device)
     batch = batch or (100 if images.device.type == "cpu" else 500)
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
         with mixed_precision(precision, x.device):
@@ -244,61 +343,69 @@ def measure_accuracy(net, images, labels, precision="float32", batch=None):
     return 100 * int(correct) / len(labels), not bool(finite)
 
 
-def teacher_logits(pairs, data, name, config):
+def teacher_logits(
+    pairs: Pairs, data: Data, name: str, config: EvalConfig, teachers: dict
+) -> list[Tensor]:
     """Logits [N, classes] of teachers trained with plain CE, a tensor per pair of set and eval seed, on that set's images.
 
-    Each is trained once per process.
+    `teachers` keeps what was trained: all students, protocols and temperatures share it.
     """
     plain = replace(config, alpha=0.0, tau=1.0)
     keys = [(synset.id, name, seed, plain, str(data.device)) for synset, seed in pairs]
-    missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in _teachers}
+    missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in teachers}
     if missing:
+        streams = ("teacher", "teacher batches")
         nets = train_group(
-            list(missing.values()), data, "ce", name, None, plain, ("teacher", "teacher batches")
+            list(missing.values()), data, PROTOCOLS["ce"], name, None, plain, teachers, streams
         )
         for (key, (synset, _)), net in zip(missing.items(), nets, strict=True):
             images, _ = on_device(synset, data)
             net.eval()
             with torch.no_grad(), mixed_precision(config.precision, images.device):
-                _teachers[key] = torch.cat([net(x) for x in images.split(100)]).to(images.dtype)
-    return [_teachers[key] for key in keys]
+                logits = torch.cat([net(x) for x in images.split(100)])
+            teachers[key] = logits.to(images.dtype)
+    return [teachers[key] for key in keys]
 
 
-def fresh_net(name, data, config, generator):
+def fresh_net(name: str, data: Data, config: EvalConfig, generator: torch.Generator) -> nn.Module:
     """An evaluation net at the width that `config` gives, on the data's device."""
     channels, side, classes = data.shape
-    options = {"channels": channels, "side": side, "classes": classes, **net_width(name, config)}
-    return build_net(name, generator, **options).to(data.device, data.x_train.dtype)
+    options = {option: getattr(config, option) for option in width_options(name)}
+    net = build_net(name, generator, channels=channels, side=side, classes=classes, **options)
+    return net.to(data.device, data.x_train.dtype)
 
 
-def net_width(name, config):
-    """The width options of a net: ConvNet has a width and depth, LeNet and MLP have none, the others scale."""
+def width_options(name: str) -> tuple[str, ...]:
+    """The settings that say how large a net is: ConvNet has width and depth, LeNet and MLP none, the others scale."""
     if name == "ConvNet":
-        return {"width": config.width, "depth": config.depth}
-    return {} if name in ("MLP", "LeNet") else {"width_factor": config.width_factor}
+        return ("width", "depth")
+    return () if name in ("MLP", "LeNet") else ("width_factor",)
 
 
-def configured(config, settings):
+def configured(config: EvalConfig | None, settings: dict) -> EvalConfig:
     """An `EvalConfig` with single settings overridden; unknown names are errors."""
     check_known(EvalConfig, settings)
     return replace(config or EvalConfig(), **settings)
 
 
-def check_request(synset, data, nets, protocol, n_eval, teacher, split):
+def check_request(
+    synset: SyntheticSet,
+    data: Data,
+    nets: Sequence[str],
+    n_eval: int,
+    teacher: str | None,
+    names: Sequence[str],
+) -> None:
     """Raise `DDError` for anything that `evaluate` cannot do."""
-    check_choice("protocol", protocol, PROTOCOLS)
-    for net in nets:
+    for net in [*nets, *([teacher] if teacher else [])]:
         check_choice("net", net, NETS)
-    if protocol == "kd" and teacher is None:
-        raise DDError("protocol 'kd' needs a teacher; valid: " + ", ".join(NETS))
-    if teacher is not None:
-        check_choice("teacher", teacher, NETS)
     check_range("n_eval", n_eval, 1)
-    if not len(data.split(split)[1]):
-        raise DDError(f"split {split!r} of {data.name} has no images")
-    mine, theirs = tuple(synset.images.shape[1:]), tuple(data.x_test.shape[1:])
-    if mine != theirs:
-        raise DDError(f"the set's images are {list(mine)}, the data's {list(theirs)}")
+    for name in names:
+        if not len(data.split(name)[1]):
+            raise DDError(f"split {name!r} of {data.name} has no images")
+    shapes = [list(images.shape[1:]) for images in (synset.images, data.x_test)]
+    if shapes[0] != shapes[1]:
+        raise DDError(f"the set's images are {shapes[0]}, the data's {shapes[1]}")
     if int(synset.labels.max()) >= len(data.classes):
         raise DDError(
             f"the set has labels up to {int(synset.labels.max())}, the data {len(data.classes)} classes"
@@ -306,46 +413,5 @@ def check_request(synset, data, nets, protocol, n_eval, teacher, split):
     for name in ("mean", "std"):
         a, b = getattr(synset, name), getattr(data, name)
         if a is not None and max(abs(x - y) for x, y in zip(a, b, strict=True)) > 1e-4:
-            raise DDError(
-                f"the set is normalised with {name} {rounded(a)}, the data with {rounded(b)}"
-            )
-
-
-def rounded(values):
-    return [round(v, 4) for v in values]
-
-
-def describe(synset, data, protocol, net, eval_seed, teacher, split, config):
-    """A row's identity: everything but the result and the machine."""
-    about, released = synset.config, protocol == "authors-2023"
-    return {
-        "dataset": data.name,
-        "ipc": synset.ipc,
-        "pool": about.get("pool", "unknown"),
-        "iteration": synset.iteration,
-        "distill_seed": about.get("seed", 0),
-        "protocol": protocol,
-        "net": net,
-        "eval_seed": eval_seed,
-        "teacher": teacher or "",
-        "teacher_seed": eval_seed if teacher else None,
-        "alpha": config.alpha if teacher or released else None,
-        "tau": config.tau if teacher else None,
-        "split": split,
-        "epochs": config.epochs,
-        "lr": config.lr,
-        "batch": config.batch,
-        "width": config.width if "ConvNet" in (net, teacher) else None,
-        "width_factor": (net_width(net, config) | net_width(teacher or "MLP", config)).get(
-            "width_factor"
-        ),
-        "main_prob": about.get("main_prob"),
-        "warmup": about.get("warmup"),
-        "similar_depth": about.get("similar_depth"),
-        "set_id": synset.id,
-        "precision": config.precision,
-        "depth": config.depth if "ConvNet" in (net, teacher) else None,
-        "momentum": config.momentum,
-        "weight_decay": config.weight_decay,
-        "distill_precision": about.get("precision", ""),
-    }
+            a, b = ([round(value, 4) for value in values] for values in (a, b))
+            raise DDError(f"the set is normalised with {name} {a}, the data with {b}")

@@ -1,154 +1,191 @@
-"""Rows of results: one schema for every CSV, one row per trained net, finished rows never computed again."""
+"""Results as two tables: the sets that were made, and a row for every net that was trained on one and tested.
 
-import math
+Settings are JSON that holds what differs from the defaults, so that a setting that is new today orphans nothing of yesterday. A
+study keeps one small file per finished task, written whole or not at all; several processes may write at once.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 
+from .config import DistillConfig, EvalConfig
 from .errors import DDError
 from .store import write_atomic
 
-# Everything that says which experiment a row is. Two rows that agree in these are the same experiment.
-KEYS = (
+SETS = (
+    "set",
+    "method",
+    "base",
+    "pool",
     "dataset",
     "ipc",
-    "pool",
     "iteration",
-    "distill_seed",
-    "protocol",
-    "net",
-    "eval_seed",
-    "teacher",
-    "teacher_seed",
-    "alpha",
-    "tau",
-    "split",
-    "epochs",
-    "lr",
-    "batch",
-    "width",
-    "width_factor",
-    "main_prob",
-    "warmup",
-    "similar_depth",
-    "set_id",
-    "precision",
-    "depth",
-    "momentum",
-    "weight_decay",
-    "distill_precision",
+    "seed",
+    "settings",
+    "seconds",
+    "machine",
+    "revision",
 )
-COLUMNS = (
-    *KEYS[:8],
+ROWS = (
+    "set",
+    "net",
+    "protocol",
+    "settings",
+    "eval_seed",
+    "split",
+    "evaluation",
     "accuracy",
     "diverged",
     "seconds",
-    *KEYS[8:],
-    "device",
-    "python",
-    "torch",
-    "ddlib",
+    "machine",
     "revision",
 )
-TEXT = (
-    "dataset",
-    "pool",
-    "protocol",
-    "net",
-    "teacher",
-    "split",
-    "set_id",
-    "precision",
-    "distill_precision",
-    "device",
-    "python",
-    "torch",
-    "ddlib",
-    "revision",
-)
+KEY = ROWS[:7]  # which experiment a row is: two rows that agree here are the same
+TRAINING = tuple(name for name in KEY if name != "split")  # which trained net a row tested
+UNUSED = {"teacher": "", "alpha": float("nan"), "tau": float("nan")}  # where a row names none
 
 
-def read_rows(path):
-    """A CSV of results as a `DataFrame` with `COLUMNS`. Raises `DDError` for a missing or damaged file or another schema."""
-    path = Path(path)
-    if not path.is_file():
-        raise DDError(f"no file {path}")
-    try:
-        rows = pd.read_csv(
-            path,
-            dtype=dict.fromkeys(TEXT, str),
-            keep_default_na=False,
-            na_values={c: [""] for c in COLUMNS if c not in TEXT},
-        )
-    except (
-        ValueError,
-        pd.errors.ParserError,
-        pd.errors.EmptyDataError,
-        UnicodeDecodeError,
-    ) as error:
-        raise DDError(f"{path} is damaged or no CSV ({str(error).splitlines()[0]})") from error
-    lacking, foreign = [c for c in COLUMNS if c not in rows], [c for c in rows if c not in COLUMNS]
-    if lacking or foreign:
-        raise DDError(
-            f"{path} has another schema: lacks {lacking or 'nothing'}, has unknown {foreign or 'nothing'}"
-        )
-    try:
-        frame = as_frame(rows)
-    except (ValueError, TypeError) as error:
-        raise DDError(f"{path} is damaged ({error})") from error
-    whole = (
-        rows[list(TEXT)].notna().all(axis=1)
-        & frame["accuracy"].between(0, 100)
-        & rows["diverged"].isin([True, False])
-    )
-    if not whole.all():
-        raise DDError(
-            f"{path} is damaged: line {int((~whole).argmax()) + 2} is cut short or holds no accuracy from 0 to 100"
-        )
-    return frame
+def canonical(settings: dict) -> str:
+    """Settings as JSON text, the same for the same settings."""
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"))
 
 
-def as_frame(rows):
-    """Rows (dicts or a `DataFrame`) as a `DataFrame` with `COLUMNS` and the same types wherever they come from."""
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    numbers = [c for c in COLUMNS if c not in (*TEXT, "diverged")]
-    frame[numbers] = frame[numbers].apply(pd.to_numeric)
-    return frame.astype(dict.fromkeys(TEXT, str) | {"diverged": bool})
-
-
-def row_key(row):
-    """The identity of a row: its `KEYS` as text, the same whether it comes from memory or from a CSV."""
-    return tuple(as_text(row[k]) for k in KEYS)
-
-
-def as_text(value):
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return value if isinstance(value, str) else f"{float(value):.10g}"
+def row_key(row: dict) -> tuple:
+    """The identity of a row: its `KEY` as text."""
+    return tuple(str(row[name]) for name in KEY)
 
 
 class Results:
-    """The rows of one CSV file, or of memory only if `path` is None. Every added row is on disk before `add` returns."""
+    """The rows of a study's folder, or of memory only if `folder` is None. What `add` was given is on disk when it returns."""
 
-    def __init__(self, path=None):
-        self.path = Path(path) if path else None
-        frame = read_rows(self.path) if self.path and self.path.is_file() else as_frame([])
-        self._rows = {row_key(row): row for row in frame.to_dict("records")}
+    def __init__(self, folder: str | Path | None = None):
+        self.folder = Path(folder) if folder else None
+        self._sets: dict[str, dict] = {}
+        self._rows: dict[tuple, dict] = {}
+        self.teachers: dict = {}  # logits of nets that were trained as teachers, in memory only
+        for path in sorted(self.folder.glob("*.json")) if self.folder else ():
+            self._take(*read_task(path))
 
-    def get(self, row):
+    def _take(self, sets: Iterable[dict], rows: Iterable[dict]) -> None:
+        for entry in sets:
+            self._sets.setdefault(entry["set"], entry)
+        for row in rows:
+            self._rows.setdefault(row_key(row), row)
+
+    def get(self, row: dict) -> dict | None:
         """The finished row of the same experiment, or None."""
         return self._rows.get(row_key(row))
 
-    def add(self, row):
-        """Add a finished row; its columns must be `COLUMNS`."""
-        self.add_all([row])
+    def add(self, sets: Iterable[dict], rows: Iterable[dict]) -> None:
+        """Keep finished rows (`ROWS`) and the sets they belong to (`SETS`), in one file that no other writer touches."""
+        sets = [{name: entry[name] for name in SETS} for entry in sets]
+        rows = [{name: row[name] for name in ROWS} for row in rows]
+        self._take(sets, rows)
+        if self.folder:
+            content = json.dumps({"sets": sets, "rows": rows}, indent=0)
+            write_atomic(self.folder / f"{digest(content)}.json", content)
 
-    def add_all(self, rows):
-        """Add several finished rows and save once."""
-        self._rows |= {row_key(row): {c: row[c] for c in COLUMNS} for row in rows}
-        if self.path:
-            write_atomic(self.path, self.frame().to_csv(index=False))
+    def frame(self) -> pd.DataFrame:
+        """All rows with their sets' columns, as `flat` gives them."""
+        return flat(pd.DataFrame(self._sets.values(), columns=SETS), self.rows())
 
-    def frame(self):
-        """All rows as a `DataFrame`, in the order they were added."""
-        return as_frame(list(self._rows.values()))
+    def rows(self) -> pd.DataFrame:
+        """The table of rows (`ROWS`), in an order that does not depend on who finished first."""
+        return pd.DataFrame([self._rows[key] for key in sorted(self._rows)], columns=list(ROWS))
+
+    def write(self, folder: str | Path) -> None:
+        """Write `sets.csv` and `rows.csv`, the form in which results are published."""
+        used = {row["set"] for row in self._rows.values()}
+        sets = pd.DataFrame([self._sets[name] for name in sorted(used)], columns=list(SETS))
+        write_atomic(Path(folder) / "sets.csv", sets.to_csv(index=False))
+        write_atomic(Path(folder) / "rows.csv", self.rows().to_csv(index=False))
+
+
+def digest(content: str) -> str:
+    """The name of a task's file: a hash of what it holds, so that damage shows."""
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+def read_task(path: Path) -> tuple[list[dict], list[dict]]:
+    """Sets and rows of one finished task. Raises `DDError` for a file that does not hold what was written."""
+    content = path.read_bytes().decode(errors="replace")
+    if digest(content) != path.stem:
+        raise DDError(f"{path} is damaged; delete it, and what it held is computed again")
+    task = json.loads(content)
+    return task["sets"], task["rows"]
+
+
+def read_results(folder: str | Path) -> pd.DataFrame:
+    """The published results of a folder (`sets.csv`, `rows.csv`) as one flat `DataFrame`; see `flat`.
+
+    Raises `DDError` for a missing or damaged file, a column that is missing, or a row whose set is not in the table of sets.
+    Columns that are unknown here are left out: they are newer than this version.
+    """
+    tables = []
+    for name, columns in (("sets", SETS), ("rows", ROWS)):
+        path = Path(folder) / f"{name}.csv"
+        table = read_table(path)
+        lacking = [column for column in columns if column not in table]
+        if lacking:
+            raise DDError(f"{path} has another schema: it lacks {', '.join(lacking)}")
+        tables.append(table[list(columns)])
+    try:
+        return flat(*tables)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DDError(f"{folder} holds damaged results ({error})") from error
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV with text left as text. Raises `DDError` if it is missing or no CSV."""
+    if not path.is_file():
+        raise DDError(f"no file {path}")
+    try:
+        return pd.read_csv(path, keep_default_na=False, dtype={"set": str, "revision": str})
+    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DDError(f"{path} is damaged or no CSV ({str(error).splitlines()[0]})") from error
+
+
+def flat(sets: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """One line per row with everything that is known of it; settings that are not named are at their defaults.
+
+    Columns: `ROWS` and `training` (which trained net); of the set `method`, `base`, `pool`, `dataset`, `ipc`, `iteration`,
+    `seed`; the settings of `EvalConfig` and `UNUSED`; the settings of the set, those that an evaluation has too as
+    `set_width` and the like. Raises `ValueError` for rows that make no sense.
+    """
+    frame = rows.merge(sets, on="set", how="left", suffixes=("", "_set"), validate="many_to_one")
+    if frame["method"].isna().any():
+        name = frame.loc[frame["method"].isna(), "set"].iloc[0]
+        raise ValueError(f"set {name} is not in the table of sets")
+    frame["training"] = frame[list(TRAINING)].astype(str).agg("|".join, axis=1)
+    evaluation = settings_columns(frame.pop("settings"), defaults(EvalConfig) | UNUSED)
+    distillation = settings_columns(frame.pop("settings_set"), defaults(DistillConfig))
+    distillation = distillation.drop(columns=[name for name in distillation if name in frame])
+    distillation = distillation.rename(columns={name: f"set_{name}" for name in evaluation})
+    frame["diverged"] = frame["diverged"].astype(str).map({"True": True, "False": False})
+    if not (frame["accuracy"].between(0, 100) & frame["diverged"].notna()).all():
+        raise ValueError("an accuracy is not within 0 to 100, or diverged neither True nor False")
+    kinds = {"accuracy": float, "seconds": float, "diverged": bool, "evaluation": int}
+    kinds |= dict.fromkeys(("eval_seed", "seed", "ipc", "iteration"), int)
+    return pd.concat([frame.astype(kinds), evaluation, distillation], axis=1)
+
+
+def settings_columns(texts: pd.Series, default: dict) -> pd.DataFrame:
+    """A column per setting: the value that the JSON text names, else the default."""
+    settings = [json.loads(text) for text in texts]
+    names = dict.fromkeys([*default, *(name for each in settings for name in each)])
+    columns = {name: [each.get(name, default.get(name)) for each in settings] for name in names}
+    return pd.DataFrame(columns, index=texts.index)
+
+
+def defaults(config: type) -> dict:
+    """The default of every setting of a config class."""
+    return {field.name: field.default for field in fields(config)}
+
+
+def trained_nets(rows: pd.DataFrame) -> int:
+    """How many nets were trained for these rows: a net that was tested on two splits counts once."""
+    return rows["training"].nunique()

@@ -1,70 +1,64 @@
-"""Means with intervals that respect how the numbers came about: distillations first, the nets trained on them within.
+"""Means with Student's t intervals that respect how the numbers came about: sets first, the nets trained on them within.
 
-Ten nets trained on one synthetic set say how well that set does; only several distillations say how well the method does.
+Ten nets trained on one synthetic set say how well that set does; only several sets say how well the method does. So the unit is
+the set: with two or more, the interval is that of the set means. With one, it is that of its nets, and holds given this set.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats as distributions
 
 from .errors import DDError
-from .rng import stream
 
-UNIT, WITHIN = "distill_seed", "eval_seed"
-RESAMPLES = 2000
+UNIT, WITHIN = "seed", "eval_seed"
+LEVEL = 0.95
+FEWEST_NETS = 5  # on one set: an interval of fewer is wider than anything it could show
 
 
-def interval(rows, value="accuracy", level=0.95, resamples=RESAMPLES):
-    """Mean of the distillations' means, with a two-stage percentile bootstrap interval (stratified, as in rliable).
+def interval(rows: pd.DataFrame, value: str = "accuracy", level: float = LEVEL) -> dict:
+    """Mean of the sets' means, with a Student's t interval at `level` (0 to 1).
 
-    Each resample draws distillations with replacement and, within each, its nets with replacement. Returns a dict: mean,
-    low, high (percent points), n (text, distillations x nets, "3×10"), diverged (runs, which stay in the mean), seconds
-    (median per net). With a single distillation the interval covers the nets' spread only; the n says so. Raises
-    `DDError` for no rows.
+    Two or more sets: over the set means, sets − 1 degrees of freedom. One set: over its nets, nets − 1 degrees of freedom, from
+    `FEWEST_NETS` on; it covers fresh nets on this very set, not the method. Fewer: no interval (NaN). Returns a dict: mean,
+    low, high, se (standard error; percent points), df, sets, n (text, "sets×nets"), diverged (nets, which stay in the mean),
+    seconds (median per net). Raises `DDError` for no rows.
     """
     if not len(rows):
         raise DDError("no rows to summarise; needed: at least one")
-    groups = [group.to_numpy(float) for _, group in rows.groupby(UNIT)[value]]
-    means = bootstrap_means(groups, resamples)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    sizes = sorted({len(g) for g in groups})
+    nets = [group.to_numpy(float) for _, group in rows.groupby(UNIT)[value]]
+    means = np.array([group.mean() for group in nets])
+    units = means if len(nets) > 1 else nets[0] if len(nets[0]) >= FEWEST_NETS else np.array([])
+    df = max(len(units) - 1, 0)
+    se = float(units.std(ddof=1) / np.sqrt(len(units))) if df else float("nan")
+    half = float(distributions.t.ppf((1 + level) / 2, df)) * se if df else float("nan")
+    sizes = sorted({len(group) for group in nets})
     return {
-        "mean": float(np.mean([g.mean() for g in groups])),
-        "low": float(low),
-        "high": float(high),
-        "n": f"{len(groups)}×{'-'.join(map(str, sizes))}",
+        "mean": float(means.mean()),
+        "low": float(means.mean() - half),
+        "high": float(means.mean() + half),
+        "se": se,
+        "df": df,
+        "sets": len(nets),
+        "n": f"{len(nets)}×{'-'.join(map(str, sizes))}",
         "diverged": int(rows["diverged"].sum()) if "diverged" in rows else 0,
         "seconds": float(rows["seconds"].median()) if "seconds" in rows else float("nan"),
     }
 
 
-def bootstrap_means(groups, resamples=RESAMPLES):
-    """`resamples` two-stage bootstrap means of a list of arrays; always the same for the same input."""
-    generator = np.random.default_rng(int(stream(0, "bootstrap").initial_seed()))
-    sizes = np.array([len(g) for g in groups])
-    padded = np.zeros((len(groups), sizes.max()))
-    for row, group in zip(padded, groups, strict=True):
-        row[: len(group)] = group
-    unit = generator.integers(len(groups), size=(resamples, len(groups)))
-    drawn = (
-        generator.random((resamples, len(groups), sizes.max())) * sizes[unit][..., None]
-    ).astype(int)
-    values = padded[unit[..., None], drawn]
-    inside = np.arange(sizes.max()) < sizes[unit][..., None]
-    return ((values * inside).sum(2) / sizes[unit]).mean(1)
-
-
-def summarise(rows, by):
-    """`interval` of every group of `by` columns, as a `DataFrame` in the order of first appearance."""
+def summarise(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """`interval` of every group of `by` columns, in the order of first appearance."""
     by = list(by)
     parts = rows.groupby(by, sort=False, dropna=False)
     return pd.DataFrame([dict(zip(by, key, strict=True)) | interval(group) for key, group in parts])
 
 
-def paired_difference(a, b, on=("net",)):
-    """Interval of the differences a - b of rows that share net, distillation seed and eval seed.
+def pair(a: pd.DataFrame, b: pd.DataFrame, on: Sequence[str] = ("net",)) -> pd.DataFrame:
+    """The differences a − b of rows that share net, set seed and eval seed, a row each; without a partner they are left out.
 
-    Pairing removes what both methods share (the same fresh weights, the same random real batches). One row per value of
-    `on`; rows without a partner are left out, and n counts what is left. Raises `DDError` if nothing pairs.
+    Pairing removes what both share: the same fresh weights, the same random real batches. Raises `DDError` for several rows
+    of one pair.
     """
     keys = list(dict.fromkeys([*on, "net", UNIT, WITHIN]))
     for name, rows in (("first", a), ("second", b)):
@@ -73,32 +67,66 @@ def paired_difference(a, b, on=("net",)):
                 f"the {name} method has several rows for one of {', '.join(keys)}; narrow the selection"
             )
     both = a.merge(b, on=keys, suffixes=("_a", "_b"))
-    if both.empty:
-        raise DDError(f"no pairs: the two methods share no {', '.join(keys)}")
     both["accuracy"] = both["accuracy_a"] - both["accuracy_b"]
     both["diverged"] = both["diverged_a"] | both["diverged_b"]
+    return both[[*keys, "accuracy", "diverged"]]
+
+
+def paired_difference(
+    a: pd.DataFrame, b: pd.DataFrame, on: Sequence[str] = ("net",)
+) -> pd.DataFrame:
+    """`interval` of the differences of `pair`, one row per value of `on`. Raises `DDError` if nothing pairs."""
+    both = pair(a, b, on)
+    if both.empty:
+        raise DDError(f"no pairs: the two methods share no {', '.join([*on, UNIT, WITHIN])}")
     return summarise(both, on).drop(columns="seconds")
 
 
-def mean_over_nets(rows, name):
+def mean_over_nets(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     """One row per set and eval seed with the mean accuracy over its nets, `net` renamed to `name`.
 
     The mean over a fixed list of architectures is one figure per seed; its interval must not count the differences between
     architectures as noise.
     """
-    keys = [
-        c
-        for c in ("dataset", "ipc", "pool", "iteration", "protocol", "main_prob", "split", "method")
-        if c in rows
-    ]
-    by = [*keys, UNIT, WITHIN]
-    merged = rows.groupby(by, dropna=False, sort=False, as_index=False).agg(
+    keys = [c for c in ("dataset", "ipc", "pool", "iteration", "main_prob", "split") if c in rows]
+    merged = rows.groupby([*keys, UNIT, WITHIN], dropna=False, sort=False, as_index=False).agg(
         accuracy=("accuracy", "mean"), diverged=("diverged", "any"), seconds=("seconds", "sum")
     )
     return merged.assign(net=name)
 
 
-def interval_text(rows):
-    """Mean and interval of rows as text: "87.0 [85.1, 88.2], n 2×3"."""
-    s = interval(rows)
-    return f"{s['mean']:.1f} [{s['low']:.1f}, {s['high']:.1f}], n {s['n']}"
+def holm(p_values: Sequence[float], level: float = 0.025) -> list[bool]:
+    """Which of several hypotheses are rejected if one false rejection among them may occur with probability `level` (Holm 1979)."""
+    order, rejected = np.argsort(p_values), [False] * len(p_values)
+    for rank, index in enumerate(order):
+        if not p_values[index] <= level / (len(p_values) - rank):
+            break
+        rejected[index] = True
+    return rejected
+
+
+def p_above(cell: dict, value: float = 0.0) -> float:
+    """One-sided p value of "the mean is at most `value`" for a cell of `interval`; 1 where there is no interval."""
+    return p_below(cell | {"mean": -cell["mean"]}, -value)
+
+
+def p_below(cell: dict, value: float = 0.0) -> float:
+    """One-sided p value of "the mean is at least `value`" for a cell of `interval`; 1 where there is no interval."""
+    if not cell["df"] >= 1 or np.isnan(cell["se"]):
+        return 1.0
+    distance = cell["mean"] - value
+    if cell["se"] == 0:
+        return 1.0 if distance >= 0 else 0.0
+    return float(distributions.t.cdf(distance / cell["se"], cell["df"]))
+
+
+def interval_text(rows: pd.DataFrame) -> str:
+    """Mean and interval of rows as text: "87.0 [85.1, 88.2], n 3×3"; without an interval the mean and n."""
+    cell = interval(rows)
+    bounds = f" [{cell['low']:.1f}, {cell['high']:.1f}]" if cell["df"] else ""
+    return f"{cell['mean']:.1f}{bounds}, n {cell['n']}" + ", given one set" * given_one_set(cell)
+
+
+def given_one_set(cell: dict) -> bool:
+    """Whether a cell's interval covers fresh nets on one set only."""
+    return cell["sets"] == 1 and cell["df"] > 0

@@ -1,92 +1,124 @@
-"""Which rows a comparison may use: one temperature per net, one set per distillation, one evaluation setting per set."""
+"""Which rows a comparison may use, and what readers call them.
+
+A row belongs to one kind of images (`IMAGES`: what the net was trained on) and to an arm (`ARMS`: how it was trained). Tables,
+claims and figures all speak of images and arms.
+"""
 
 import pandas as pd
 
-from ..config import EvalConfig
+from ..config import DistillConfig, EvalConfig
 
-CELL = ["ipc", "pool", "net"]
-DISTILLATION = [
-    "dataset",
-    "ipc",
-    "pool",
-    "iteration",
-    "main_prob",
-    "warmup",
-    "similar_depth",
-    "distill_seed",
-]
-SETTING = ["epochs", "lr", "batch", "momentum", "weight_decay", "precision"]
+# (method, pool) -> what readers see. Of the pools only those as the paper prints them; see `images_of`.
+IMAGES = {
+    ("random_real", ""): "random real images",
+    ("dc", "main"): "baseline",
+    ("dc", "main_plus_similar"): "model pool",
+    ("dc", "total_random"): "total random",
+    ("dc", "main_plus_others"): "main model + others",
+    ("full_data", ""): "full data",
+}
+RELEASED_POOL = "model pool as released"
+ARMS = ("CE", "CE, lr chosen", "KD", "½ CE", "released KD")
+CELL = ["ipc", "method", "pool", "net"]  # what a temperature or learning rate is chosen for
+SETTING = ["epochs", "batch", "momentum", "weight_decay", "precision"]
 
 
-def at_chosen_tau(rows, split="val"):
-    """Test rows: those of `kd` at the tau that does best on `split`, all others as they are.
+def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """Rows on `split` with the columns `images` and `arm`; the same net stands in two arms if it belongs to both.
 
-    Per (ipc, pool, net), tau has the best mean accuracy (%) on `split` among the values that have test rows at all; ties go
-    to the smallest. Without a sweep on `split`, nothing was chosen: the default of `EvalConfig` if it is there, else the
-    smallest. Test accuracies are looked at only with split "test".
+    `CE`: plain cross-entropy at the default learning rate. `CE, lr chosen` and `KD`: learning rate and temperature at which
+    the validation images do best (`choices`). `½ CE`, `released KD`: the released code's losses without and with a teacher,
+    the latter at its default temperature. Of rows that another version of the evaluator gave, or other settings, only the
+    newest version and the most frequent settings of each net are kept, so that what is compared agrees in them.
     """
-    test = rows[rows["split"] == "test"]
-    kd = test["protocol"] == "kd"
-    if not kd.any():
-        return test
-    taus = chosen_taus(rows, split)
-    wanted = pd.MultiIndex.from_frame(test[CELL]).map(lambda cell: taus.get(cell, float("nan")))
-    return test[~kd | (test["tau"] == pd.Series(wanted, index=test.index, dtype=float))]
-
-
-def chosen_taus(rows, split="val"):
-    """The tau of each (ipc, pool, net) that has test rows of `kd`, as a dict; see `at_chosen_tau`."""
-    kd = rows[rows["protocol"] == "kd"]
-    sweep = {cell: group for cell, group in kd[kd["split"] == split].groupby(CELL)}
-    return {
-        cell: best_tau(sweep.get(cell, kd.iloc[:0]), sorted(group["tau"].unique()))
-        for cell, group in kd[kd["split"] == "test"].groupby(CELL)
+    rows = comparable(rows)
+    rows = rows.assign(images=images_of(rows))
+    tested = rows[(rows["split"] == split) & (rows["images"] != "")]
+    protocol, default = tested["protocol"], EvalConfig()
+    with_teacher, released = tested["teacher"] != "", protocol == "authors-2023"
+    at_default = tested["lr"] == default.lr
+    parts = {
+        "CE": (protocol == "ce") & at_default,
+        "CE, lr chosen": (protocol == "ce") & is_chosen(tested, choices(rows, "ce", "lr"), "lr"),
+        "KD": (protocol == "kd")
+        & at_default
+        & is_chosen(tested, choices(rows, "kd", "tau"), "tau"),
+        "½ CE": released & ~with_teacher & at_default,
+        "released KD": released & with_teacher & at_default & (tested["tau"] == default.tau),
     }
+    own = protocol[
+        ~protocol.isin(["ce", "kd", "authors-2023"])
+    ].unique()  # a user's protocols are arms of their own
+    parts |= {name: protocol == name for name in own}
+    return pd.concat([tested[kept].assign(arm=arm) for arm, kept in parts.items()])
 
 
-def best_tau(sweep, taus):
-    """Of `taus` (sorted), the one with the best mean accuracy in the sweep's rows; see `at_chosen_tau` for the rest."""
-    means = sweep.groupby("tau")["accuracy"].mean().reindex(taus).dropna()
-    if len(means):
-        return float(means.idxmax())
-    default = EvalConfig().tau
-    return default if default in taus else float(taus[0])
+def images_of(rows: pd.DataFrame) -> pd.Series:
+    """What readers call the images of each row; empty for pools that the paper's tables do not have (other probabilities)."""
+    mixed = rows["pool"].isin(["main_plus_others", "main_plus_similar"])
+    usual = ~mixed | (rows["main_prob"] == DistillConfig().main_prob)
+    depth = rows["similar_depth"].astype(float)
+    plain = (rows["warmup"].astype(float) == 0) & depth.isna()
+    released = (rows["pool"] == "main_plus_similar") & (rows["warmup"] > 0) & (depth == 1)
+    keys = list(zip(rows["method"], rows["pool"], strict=True))
+    names = pd.Series(
+        [IMAGES.get(key, " ".join(key).strip()) for key in keys], index=rows.index, dtype=str
+    )
+    return names.where(usual & plain, "").mask(usual & released, RELEASED_POOL)
 
 
-def comparable(rows):
-    """Rows without doubles: per distillation the set that has most rows, per set and net the setting that has most.
+def choices(rows: pd.DataFrame, protocol: str, setting: str, split: str = "val") -> pd.DataFrame:
+    """What was chosen on validation images: a line per `CELL` with chosen, candidates (text), at_edge, n (nets a candidate).
+
+    Chosen is the value with the best mean accuracy on `split`; ties go to the smallest. Test images are looked at only with
+    split "test". A cell with fewer than two candidates is left out: nothing was chosen there.
+    """
+    sweep = rows[(rows["protocol"] == protocol) & (rows["split"] == split)]
+    lines = []
+    for cell, group in sweep.groupby(CELL, sort=False):
+        means = group.groupby(setting)["accuracy"].mean()
+        if len(means) > 1:
+            chosen, values = float(means.idxmax()), sorted(means.index)
+            line = dict(zip(CELL, cell, strict=True)) | {
+                "setting": setting,
+                "chosen": chosen,
+                "candidates": ", ".join(f"{value:g}" for value in values),
+                "at_edge": chosen in (values[0], values[-1]),
+                "n": int(group.groupby(setting).size().min()),
+            }
+            lines.append(line)
+    columns = [*CELL, "setting", "chosen", "candidates", "at_edge", "n"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def is_chosen(rows: pd.DataFrame, chosen: pd.DataFrame, setting: str) -> pd.Series:
+    """Whether each row has the chosen value of a setting; where none was chosen, a temperature must be the default one."""
+    values = chosen.set_index(CELL)["chosen"].to_dict()
+    fallback = EvalConfig().tau if setting == "tau" else float("nan")
+    needed = [values.get(cell, fallback) for cell in rows[CELL].itertuples(index=False, name=None)]
+    return rows[setting].astype(float) == pd.Series(needed, index=rows.index, dtype=float)
+
+
+def comparable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the newest evaluation version; of each net the most frequent settings; of each distillation one set.
 
     A distillation may have been run on two machines, or evaluated at two precisions; what is compared must agree in them.
     """
-    rows = keep_largest(rows, DISTILLATION, ["set_id"])
-    return keep_largest(rows, [*DISTILLATION, "set_id", "net"], SETTING)
-
-
-def keep_largest(rows, by, choice):
-    """Of each group of `by`, the rows of that `choice` which has most of them; ties go to the one seen first."""
     if rows.empty:
         return rows
+    rows = rows[rows["evaluation"] == rows["evaluation"].max()]
+    full = rows.assign(full=rows["method"] == "full_data")
+    rows = keep_most_frequent(full, ["dataset", "net", "full"], SETTING).drop(columns="full")
+    names = ["main_prob", "warmup", "similar_depth"]
+    distillation = ["dataset", "method", "pool", "ipc", "iteration", "seed", *names]
+    return keep_most_frequent(rows, distillation, ["set"])
+
+
+def keep_most_frequent(rows: pd.DataFrame, by: list[str], choice: list[str]) -> pd.DataFrame:
+    """Of each group of `by`, the rows of that `choice` which has most of them; ties go to the one seen first."""
     rows = rows.reset_index(drop=True)
     size = rows.groupby([*by, *choice], dropna=False, sort=False)["accuracy"].transform("size")
     kind = rows.groupby(choice, dropna=False, sort=False).ngroup()
     group = rows.groupby(by, dropna=False, sort=False).ngroup()
     largest = group.map(size.groupby(group).idxmax())
     return rows[kind.to_numpy() == kind[largest].to_numpy()]
-
-
-def printed_pool(rows):
-    """Rows of pools as the paper prints them: no warm-up, similar ConvNets as deep as the main one."""
-    return rows[~(rows["warmup"] > 0) & ~(rows["similar_depth"] == 1)]
-
-
-def released_pool(rows):
-    """Rows of pools as the released code has them: a warm-up with the main model, similar ConvNets of depth 1."""
-    return rows[(rows["warmup"] > 0) & (rows["similar_depth"] == 1)]
-
-
-def at_default_tau(rows):
-    """Rows of the released losses with a teacher at the default tau wherever they were run at several."""
-    released = (rows["protocol"] == "authors-2023") & (rows["teacher"] != "")
-    several = rows[released].groupby(CELL)["tau"].nunique()
-    swept = pd.MultiIndex.from_frame(rows[CELL]).isin(several[several > 1].index)
-    return rows[~(released & swept) | (rows["tau"] == EvalConfig().tau)]

@@ -1,257 +1,230 @@
 """The paper's Tables 4 and 5 from rows of results, beside the published figures: as data, Markdown and LaTeX."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from ..errors import DDError
-from ..stats import summarise
+from ..results import trained_nets
+from ..stats import given_one_set, summarise
 from ..store import ROOT, write_atomic
-from .selection import at_chosen_tau, comparable
+from ..study.profiles import Profile
+from .selection import arms, comparable
 
 REFERENCE = ROOT / "paper" / "reference"
 NETS = ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18")  # the paper's order
-CELL = ["ipc", "iteration", "protocol", "method", "net"]
-POOL_NAMES = {
-    "total_random": "total random",
-    "main_plus_others": "main model",
-    "main_plus_similar": "main model + similar models",
+CELL = ["ipc", "iteration", "images", "arm", "net"]
+# Lines of our tables: images, arm, and the line of the paper's table that it stands beside.
+LINES = {
+    4: (
+        ("random real images", "CE", None),
+        ("baseline", "CE", "baseline"),
+        ("model pool", "CE", "model pool"),
+        ("baseline", "CE, lr chosen", None),
+        ("model pool", "CE, lr chosen", None),
+        ("baseline", "KD", "KD"),
+        ("model pool", "KD", "model pool + KD"),
+        ("baseline", "½ CE", "baseline"),
+        ("model pool", "½ CE", "model pool"),
+        ("baseline", "released KD", "KD"),
+        ("model pool", "released KD", "model pool + KD"),
+        ("full data", "CE", None),
+    ),
+    5: (
+        ("baseline", "CE", None),
+        ("total random", "CE", "total random"),
+        ("main model + others", "CE", "main model"),
+        ("model pool", "CE", "main model + similar models"),
+    ),
 }
-BASELINES = {"random_real": "random real images", "full_data": "full data"}
+WITHOUT_ITERATION = ("random real images", "full data")
 
 
-def table4_rows(rows):
-    """The test rows of Table 4 with a column `method`: baseline, model pool, KD, model pool + KD; and the two baselines.
+def table(rows: pd.DataFrame, number: int, iterations: Iterable[int] | None = None) -> pd.DataFrame:
+    """Table 4 or 5 as a long `DataFrame`: a line per cell with its interval (`stats.interval`) and the published figure.
 
-    Random real images have no iteration; they stand beside the last one of their ipc. Protocol `fair` is `ce` without and
-    `kd` with KD; `authors-2023` is the released code's losses for both.
+    `iterations`: those to show (default: all that have rows). Published figures stand beside CIFAR-10 only, at the same ipc and
+    the paper's nearest iteration. Images and arms that the paper does not have (a user's methods) follow in Table 4.
     """
-    rows = at_profile_pool(comparable(at_chosen_tau(rows)))
-    rows = rows[rows["pool"].isin(["main", "main_plus_similar", *BASELINES])].copy()
-    pooled, with_kd = rows["pool"] == "main_plus_similar", rows["teacher"] != ""
-    rows["method"] = "baseline"
-    rows.loc[pooled, "method"] = "model pool"
-    rows.loc[with_kd, "method"] = "KD"
-    rows.loc[pooled & with_kd, "method"] = "model pool + KD"
-    for pool, name in BASELINES.items():
-        rows.loc[rows["pool"] == pool, "method"] = name
-    last = rows[rows["pool"].isin(["main", "main_plus_similar"])].groupby("ipc")["iteration"].max()
-    real = rows["pool"] == "random_real"
-    rows.loc[real, "iteration"] = rows.loc[real, "ipc"].map(last).fillna(0).astype(int)
-    rows["protocol"] = rows["protocol"].replace({"ce": "fair", "kd": "fair"})
-    return rows
-
-
-def table5_rows(rows):
-    """The rows of Table 5 with a column `method`: the three pools (and the main model alone), protocol `ce`."""
-    rows = at_profile_pool(comparable(rows[(rows["split"] == "test") & (rows["protocol"] == "ce")]))
-    names = {"main": "main model only", **POOL_NAMES}
-    rows = rows[rows["pool"].isin(names)].copy()
-    rows["method"] = rows["pool"].map(names)
-    return rows
-
-
-def at_profile_pool(rows, main_prob=0.9):
-    """Rows whose pool is the paper's: its probability of the main model, and no warm-up or other depth beside rows without.
-
-    The curve over other probabilities has a figure; the released code's variant, a line of the audit.
-    """
-    mixed = rows["pool"].isin(["main_plus_others", "main_plus_similar"])
-    released = mixed & ((rows["warmup"] > 0) | rows["similar_depth"].notna())
-    if (mixed & ~released).any():
-        rows, mixed = rows[~released], mixed[~released]
-    return rows[~mixed | (rows["main_prob"] == main_prob)]
-
-
-def table(rows, number, iterations=None):
-    """Table 4 or 5 as a long `DataFrame`: one line per cell with mean, interval, n, diverged, and the published figure.
-
-    `iterations`: those to show (default: all that have rows). Published figures stand beside CIFAR-10 only, at the same
-    ipc and the paper's nearest iteration.
-    """
-    rows = {4: table4_rows, 5: table5_rows}[number](rows)
+    tested = arms(rows)
+    without = tested["images"].isin(WITHOUT_ITERATION)
     if iterations is not None:
-        rows = rows[rows["iteration"].isin(iterations) | (rows["pool"] == "full_data")]
-    if rows.empty:
+        tested = tested[without | tested["iteration"].isin(iterations)]
+    lines = table_lines(tested, number)
+    order = {line[:2]: place for place, line in enumerate(lines)}
+    keys = pd.Series(zip(tested["images"], tested["arm"], strict=True), index=tested.index)
+    tested = tested[keys.isin(order)]
+    if tested.empty:
         raise DDError(f"no rows for Table {number}; run notebooks 01 to 03 first")
-    cells = summarise(rows, CELL)
+    cells = summarise(tested, CELL)
+    printed = {line[:2]: line[2] for line in lines}
     published = read_published(number) if set(rows["dataset"]) == {"cifar10"} else None
-    cells["published"], cells["published_iteration"] = float("nan"), float("nan")
-    if published is not None:
-        for i, cell in cells.iterrows():
-            match = published[
-                (published["ipc"] == cell["ipc"]) & (published["method"] == cell["method"])
-            ]
-            if len(match) and pd.notna(cell["net"]):
-                nearest = match.iloc[(match["iteration"] - cell["iteration"]).abs().argmin()]
-                cells.loc[i, "published"] = (
-                    nearest[cell["net"]] if cell["net"] in nearest else float("nan")
-                )
-                cells.loc[i, "published_iteration"] = nearest["iteration"]
+    beside = [
+        nearest_published(published, cell, printed[cell.images, cell.arm])
+        for cell in cells.itertuples()
+    ]
+    cells[["published", "published_iteration"]] = beside
     cells["difference"] = cells["mean"] - cells["published"]
-    order = {m: i for i, m in enumerate(method_order(number))}
-    protocols = {"fair": 0, "ce": 0, "authors-2023": 1}
-    key = pd.DataFrame(
+    nets = {net: place for place, net in enumerate(in_order(cells["net"]))}
+    places = pd.DataFrame(
         {
-            "full": cells["method"] == "full data",
+            "full": cells["images"] == "full data",
             "ipc": cells["ipc"],
             "iteration": cells["iteration"],
-            "protocol": cells["protocol"].map(protocols),
-            "method": cells["method"].map(order),
-            "net": cells["net"].map({n: i for i, n in enumerate(NETS)}),
+            "line": [order[key] for key in zip(cells["images"], cells["arm"], strict=True)],
+            "net": cells["net"].map(nets),
         }
     )
-    return cells.loc[key.sort_values(list(key)).index].reset_index(drop=True)
+    return cells.loc[places.sort_values(list(places)).index].reset_index(drop=True)
 
 
-def method_order(number):
-    """Methods in the paper's order, our baselines around them."""
-    if number == 4:
-        return [
-            "random real images",
-            "baseline",
-            "model pool",
-            "KD",
-            "model pool + KD",
-            "full data",
-        ]
-    return ["main model only", *POOL_NAMES.values()]
+def table_lines(tested: pd.DataFrame, number: int) -> list[tuple[str, str, str | None]]:
+    """The lines of a table: the paper's, and in Table 4 those of images and arms that are in neither of its tables."""
+    known = {line[:2] for lines in LINES.values() for line in lines}
+    pairs = dict.fromkeys(zip(tested["images"], tested["arm"], strict=True)) if number == 4 else {}
+    return [*LINES[number], *((*pair, None) for pair in pairs if pair not in known)]
 
 
-def read_published(number):
-    """A published table (facts, copied into paper/reference) with the columns ipc, iteration, method and the nets."""
+def nearest_published(
+    published: pd.DataFrame | None, cell: tuple, method: str | None
+) -> tuple[float, float]:
+    """The published figure beside a cell and its iteration, the paper's nearest; NaN where it prints none."""
+    if published is None or method is None or cell.net not in published:
+        return float("nan"), float("nan")
+    match = published[(published["ipc"] == cell.ipc) & (published["method"] == method)]
+    if match.empty:
+        return float("nan"), float("nan")
+    line = match.iloc[(match["iteration"] - cell.iteration).abs().argmin()]
+    return float(line[cell.net]), float(line["iteration"])
+
+
+def read_published(number: int) -> pd.DataFrame:
+    """A published table (facts, copied into paper/reference): ipc, iteration, method and a column per net, in percent."""
     return pd.read_csv(REFERENCE / f"table{number}.csv").rename(columns={"pool": "method"})
 
 
-def wide(cells, final_only=False):
-    """The paper's layout: one line per ipc, iteration, protocol and method, one column per net, cells "27.9 ± 0.8".
+def in_order(nets: Iterable[str]) -> list[str]:
+    """Nets without doubles: those of the paper in its order, then others as they come."""
+    present = dict.fromkeys(nets)
+    return [net for net in NETS if net in present] + [net for net in present if net not in NETS]
 
-    A cell with another n than most of its line says so. ± is half the 95% interval's width; * marks cells with diverged runs.
-    A line "published" follows where there is one.
+
+def wide(cells: pd.DataFrame) -> pd.DataFrame:
+    """The paper's layout: a line per ipc, iteration, images and arm, a column per net, cells "27.9 ± 0.8".
+
+    ± is half of the 95% interval; † marks an interval that is given one set, * a cell with diverged nets. A cell with another n
+    than most of its line says so. A line "published" follows where there is one.
     """
-    if final_only:
-        cells = cells[cells["iteration"] == cells.groupby("ipc")["iteration"].transform("max")]
-    nets = [n for n in NETS if n in set(cells["net"])]
-    lines = []
-    for (ipc, iteration, protocol, method), group in cells.groupby(CELL[:4], sort=False):
-        by_net = group.set_index("net")
-        n = most_common(group["n"])
-        line = {"ipc": ipc, "iteration": iteration, "protocol": protocol, "method": method, "n": n}
-        if method == BASELINES["full_data"]:
-            line |= {"ipc": "all", "iteration": ""}
-        lines.append(line | {net: cell_text(by_net, net, n) for net in nets})
+    nets, lines = in_order(cells["net"]), []
+    for (ipc, iteration, images, arm), group in cells.groupby(CELL[:4], sort=False):
+        by_net = {cell["net"]: cell for cell in group.to_dict("records")}
+        usual_n = group["n"].mode().iloc[0]
+        shown = "" if images in WITHOUT_ITERATION else iteration
+        start = {"ipc": "all" if images == "full data" else ipc, "iteration": shown}
+        start |= {"images": images, "trained with": arm, "n": usual_n}
+        lines.append(start | {net: cell_text(by_net.get(net), usual_n) for net in nets})
         if group["published"].notna().any():
             at = int(group["published_iteration"].max())
-            shown = {n: published_text(by_net, n) for n in nets}
-            lines.append(
-                dict.fromkeys(line, "")
-                | {"iteration": at, "method": "— published (difference)"}
-                | shown
-            )
+            blank = dict.fromkeys(start, "") | {
+                "iteration": at,
+                "images": "— published (difference)",
+            }
+            lines.append(blank | {net: published_text(by_net.get(net)) for net in nets})
     return pd.DataFrame(lines)
 
 
-def cell_text(by_net, net, usual_n=None):
-    """Mean, half of the interval, and n where it is not the line's `usual_n`."""
-    if net not in by_net.index:
+def cell_text(cell: dict | None, usual_n: str = "") -> str:
+    """Mean, half of the interval, its mark, and n where it is not the line's."""
+    if cell is None:
         return ""
-    cell = by_net.loc[net]
-    spread = "" if cell["n"] == "1×1" else f" ± {(cell['high'] - cell['low']) / 2:.1f}"
+    spread = f" ± {(cell['high'] - cell['low']) / 2:.1f}" if cell["df"] else ""
+    marks = "†" * given_one_set(cell) + "\\*" * bool(cell["diverged"])
     other = f" ({cell['n']})" if usual_n and cell["n"] != usual_n else ""
-    return f"{cell['mean']:.1f}{spread}" + "*" * bool(cell["diverged"]) + other
+    return f"{cell['mean']:.1f}{spread}{marks}{other}"
 
 
-def published_text(by_net, net):
-    if net not in by_net.index or pd.isna(by_net.loc[net, "published"]):
+def published_text(cell: dict | None) -> str:
+    if cell is None or pd.isna(cell["published"]):
         return ""
-    return f"{by_net.loc[net, 'published']:.1f} ({by_net.loc[net, 'difference']:+.1f})"
+    return f"{cell['published']:.1f} ({cell['difference']:+.1f})"
 
 
-def most_common(values):
-    return values.mode().iloc[0]
-
-
-def to_markdown(frame):
+def to_markdown(frame: pd.DataFrame) -> str:
     """A Markdown table."""
     header = [list(map(str, frame.columns)), ["---"] * len(frame.columns)]
-    body = [[str(v) for v in row] for row in frame.itertuples(index=False)]
+    body = [[str(value) for value in row] for row in frame.itertuples(index=False)]
     return "\n".join("| " + " | ".join(line) + " |" for line in header + body) + "\n"
 
 
-def to_latex(frame, caption):
+def to_latex(frame: pd.DataFrame, caption: str) -> str:
     """A LaTeX tabular in a table with a caption; needs booktabs."""
-    swaps = {"±": r"$\pm$", "×": r"$\times$", "%": r"\%", "_": r"\_", "—": "---", "*": "$^*$"}
-
-    def clean(value):
-        text = str(value)
-        for old, new in swaps.items():
-            text = text.replace(old, new)
-        return text
-
-    columns = "".join("l" if c in ("protocol", "method") else "r" for c in frame.columns)
-    lines = [
-        " & ".join(map(clean, row)) + r" \\"
-        for row in [list(frame.columns), *frame.itertuples(index=False)]
-    ]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{clean(caption)}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
+    body = "\n".join(
+        " & ".join(latex_text(str(value)) for value in row) + r" \\"
+        for row in frame.itertuples(index=False)
+    )
+    header = " & ".join(latex_text(str(name)) for name in frame.columns) + r" \\"
+    columns = "".join("l" if name in ("images", "trained with") else "r" for name in frame.columns)
+    return (
+        f"\\begin{{table}}\n\\centering\n\\caption{{{latex_text(caption)}}}\n"
+        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{header}\n\\midrule\n{body}\n"
+        "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
     )
 
 
-def caption(cells, rows, profile, number):
-    """What a reader must know beside a table: data, scale, n, interval, hardware, time."""
-    what = {4: "with and without model pool and KD", 5: "by model pool, plain cross-entropy"}[
-        number
-    ]
-    part = "full width" if profile.width_factor == 1 else f"{profile.width_factor:g} of their width"
-    sizes = f"ConvNet width {profile.width}; AlexNet, VGG11, ResNet18 at {part}"
-    distilled = f"{profile.batch_real} real images a class and step"
-    machines = rows[["device", "torch"]].drop_duplicates()
-    hardware = ", ".join(
-        f"{device} (torch {torch})" for device, torch in machines.itertuples(index=False)
-    )
-    text = (
-        f"**Table {number}.** Test accuracy (%) {what}; {rows['dataset'].iloc[0]}, profile `{profile.name}`. Mean ± half "
-        f"of the 95% bootstrap interval; n = distillations × nets. {sizes}; {distilled}; {profile.epochs} epochs. "
-        f"Trained on {hardware}; {rows['seconds'].sum() / 60:.0f} minutes of evaluation in all."
-    )
-    if cells["published"].notna().any():
-        beside = cells[cells["published"].notna()]
-        if (beside["published_iteration"] == beside["iteration"]).all() and profile.name == "paper":
-            text += " Published figures are of one set and 10 nets each, without interval."
-        else:
-            text += (
-                " Published figures are for the paper's full scale: compare directions, not levels."
-            )
-    if cells["diverged"].any():
-        text += " \\* marks cells with diverged nets, which stay in the mean."
+def latex_text(text: str) -> str:
+    """Text with what LaTeX takes for commands replaced."""
+    swaps = {"\\*": "*", "±": r"$\pm$", "×": r"$\times$", "%": r"\%", "_": r"\_", "—": "---"}
+    swaps |= {"*": "$^*$", "†": r"$^\dagger$", "½": r"$\frac12$"}
+    for old, new in swaps.items():
+        text = text.replace(old, new)
     return text
 
 
-def update_readme(profile):
+def caption(cells: pd.DataFrame, rows: pd.DataFrame, profile: Profile, number: int) -> str:
+    """What a reader must know beside a table: data, scale, n, what the intervals cover, versions, hardware, time."""
+    what = {4: "with and without model pool and KD", 5: "by model pool, plain cross-entropy"}
+    part = "full width" if profile.width_factor == 1 else f"{profile.width_factor:g} of their width"
+    rows = comparable(rows)
+    versions = ", ".join(str(version) for version in sorted(rows["evaluation"].unique()))
+    machines = "; ".join(sorted(rows["machine"].str.replace("; ", ", ").unique()))
+    parts = [
+        f"**Table {number}.** Test accuracy (%) {what[number]}; {rows['dataset'].iloc[0]}, profile `{profile.name}`.",
+        "Mean ± half of the 95% interval (Student's t); n = sets × nets on each.",
+        "† given one set: the interval covers fresh nets on that very set, not the method."
+        * bool((cells["sets"] == 1).any()),
+        "No interval: fewer than 5 nets on one set." * bool((cells["df"] == 0).any()),
+        "\\* marks cells with diverged nets, which stay in the mean."
+        * bool(cells["diverged"].any()),
+        f"ConvNet width {profile.width}; AlexNet, VGG11, ResNet18 at {part};",
+        f"{profile.batch_real} real images a class and step; {profile.epochs} epochs.",
+        published_note(cells, profile),
+        f"Evaluation version {versions}; {trained_nets(rows)} trained nets in all, {rows['seconds'].sum() / 60:.0f} minutes,",
+        f"on {machines}.",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def published_note(cells: pd.DataFrame, profile: Profile) -> str:
+    """How the published figures compare with ours, if there are any."""
+    beside = cells[cells["published"].notna()]
+    if beside.empty:
+        return ""
+    if profile.name == "paper" and (beside["published_iteration"] == beside["iteration"]).all():
+        return "Published figures are of one set and 10 nets each, without interval."
+    return "Published figures are for the paper's full scale: compare directions, not levels."
+
+
+def update_readme(profile: str) -> None:
     """Put a profile's claims and Table 4 into README.md between their markers, so that the two cannot differ."""
-    readme, tables = ROOT / "README.md", ROOT / "paper" / "tables"
-    claims = pd.read_csv(tables / f"{profile}-claims.csv")[["claim", "verdict", "evidence"]]
+    readme, folder = ROOT / "README.md", ROOT / "paper" / "tables"
+    claims = pd.read_csv(folder / f"{profile}-claims.csv", keep_default_na=False)
     parts = {
-        "claims": to_markdown(claims),
-        "table 4": (tables / f"{profile}-table4.md").read_text(),
+        "claims": to_markdown(claims[["claim", "ipc", "verdict", "measured", "evidence"]]),
+        "table 4": (folder / f"{profile}-table4.md").read_text(),
     }
     text = readme.read_text()
     for name, content in parts.items():
         head, _, rest = text.partition(f"<!-- {name} -->\n")
-        text = (
-            f"{head}<!-- {name} -->\n{content}<!-- end {name} -->"
-            + rest.partition(f"<!-- end {name} -->")[2]
-        )
+        tail = rest.partition(f"<!-- end {name} -->")[2]
+        text = f"{head}<!-- {name} -->\n{content}<!-- end {name} -->{tail}"
     write_atomic(readme, text)
