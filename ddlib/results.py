@@ -136,7 +136,7 @@ def read_results(folder: str | Path) -> pd.DataFrame:
     try:
         return flat(*tables)
     except (ValueError, TypeError, KeyError) as error:
-        raise DDError(f"{folder} holds damaged results ({error})") from error
+        raise DDError(f"{folder} holds damaged results ({str(error).splitlines()[0]})") from error
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -160,7 +160,8 @@ def flat(sets: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     if frame["method"].isna().any():
         name = frame.loc[frame["method"].isna(), "set"].iloc[0]
         raise ValueError(f"set {name} is not in the table of sets")
-    frame["training"] = frame[list(TRAINING)].astype(str).agg("|".join, axis=1)
+    nets = frame[list(TRAINING)].astype(str).itertuples(index=False, name=None)
+    frame["training"] = pd.Series(map("|".join, nets), index=frame.index, dtype=str)
     evaluation = settings_columns(frame.pop("settings"), defaults(EvalConfig) | UNUSED)
     distillation = settings_columns(frame.pop("settings_set"), defaults(DistillConfig))
     distillation = distillation.drop(columns=[name for name in distillation if name in frame])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats as distributions
+from scipy import special
 
 from .errors import DDError
 
@@ -32,7 +32,7 @@ def interval(rows: pd.DataFrame, value: str = "accuracy", level: float = LEVEL) 
     units = means if len(nets) > 1 else nets[0] if len(nets[0]) >= FEWEST_NETS else np.array([])
     df = max(len(units) - 1, 0)
     se = float(units.std(ddof=1) / np.sqrt(len(units))) if df else float("nan")
-    half = float(distributions.t.ppf((1 + level) / 2, df)) * se if df else float("nan")
+    half = float(special.stdtrit(df, (1 + level) / 2)) * se if df else float("nan")
     sizes = sorted({len(group) for group in nets})
     return {
         "mean": float(means.mean()),
@@ -96,7 +96,7 @@ def mean_over_nets(rows: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def holm(p_values: Sequence[float], level: float = 0.025) -> list[bool]:
-    """Which of several hypotheses are rejected if one false rejection among them may occur with probability `level` (Holm 1979)."""
+    """Which hypotheses are rejected, with probability `level` of any false rejection (Holm, 1979)."""
     order, rejected = np.argsort(p_values), [False] * len(p_values)
     for rank, index in enumerate(order):
         if not p_values[index] <= level / (len(p_values) - rank):
@@ -117,7 +117,7 @@ def p_below(cell: dict, value: float = 0.0) -> float:
     distance = cell["mean"] - value
     if cell["se"] == 0:
         return 1.0 if distance >= 0 else 0.0
-    return float(distributions.t.cdf(distance / cell["se"], cell["df"]))
+    return float(special.stdtr(cell["df"], distance / cell["se"]))
 
 
 def interval_text(rows: pd.DataFrame) -> str:

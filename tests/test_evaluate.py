@@ -12,6 +12,8 @@ from torch import nn
 from ddlib.config import EvalConfig
 from ddlib.data import load_data, random_real
 from ddlib.evaluate import (
+    VERSION,
+    batch_loss,
     evaluate,
     fresh_net,
     groups,
@@ -20,9 +22,9 @@ from ddlib.evaluate import (
     train_net,
     train_nets,
 )
+from ddlib.losses import PROTOCOLS, Protocol
 from ddlib.nets import build_net
-from ddlib.protocols import make_loss
-from ddlib.results import COLUMNS, Results, read_rows
+from ddlib.results import ROWS, SETS, Results, trained_nets
 from ddlib.rng import stream
 from ddlib.store import write_atomic
 from ddlib.synset import SyntheticSet
@@ -196,33 +198,43 @@ def test_weights_that_are_not_finite_are_divergence():
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def test_one_row_per_net_with_all_columns(synset, data):
+def test_one_row_per_net_with_what_is_known_of_its_set(synset, data):
     rows = rows_of(synset, data, ("MLP", "LeNet"), n_eval=2, seed=5)
-    assert list(rows.columns) == list(COLUMNS)
-    assert list(zip(rows["net"], rows["eval_seed"], strict=True)) == [
-        ("MLP", 5),
-        ("MLP", 6),
-        ("LeNet", 5),
-        ("LeNet", 6),
-    ]
+    assert {*ROWS, *SETS} - {"settings"} <= set(rows.columns)
+    nets = list(zip(rows["net"], rows["eval_seed"], strict=True))
+    assert nets == [("MLP", 5), ("MLP", 6), ("LeNet", 5), ("LeNet", 6)]
     first = rows.iloc[0]
-    assert (first["dataset"], first["ipc"], first["pool"], first["distill_seed"]) == (
+    about = [
+        "dataset",
+        "ipc",
+        "method",
+        "pool",
+        "seed",
+        "protocol",
+        "split",
+        "epochs",
+        "set",
+        "evaluation",
+    ]
+    assert first[about].tolist() == [
         "tiny",
         2,
         "random_real",
+        "",
         0,
-    )
-    assert (first["protocol"], first["split"], first["epochs"], first["set_id"]) == (
         "ce",
         "test",
         3,
         synset.id,
+        VERSION,
+    ]
+    assert (first["val_fraction"], first["lr"], first["machine"] != "") == (
+        round(2 / 14, 3),
+        0.01,
+        True,
     )
-    assert (
-        rows["accuracy"].between(0, 100).all()
-        and not rows["diverged"].any()
-        and (rows["seconds"] > 0).all()
-    )
+    assert rows["accuracy"].between(0, 100).all() and (rows["seconds"] > 0).all()
+    assert not rows["diverged"].any()
 
 
 def test_training_teaches(data):
@@ -235,7 +247,6 @@ def test_training_teaches(data):
 def test_same_twice_except_seconds(synset, data, monkeypatch, protocol):
     before = torch.get_rng_state()
     one = rows_of(synset, data, ("ConvNet", "MLP"), protocol)
-    module("evaluate")._teachers.clear()
     same_rows(one, rows_of(synset, data, ("ConvNet", "MLP"), protocol))
     assert torch.equal(before, torch.get_rng_state())
 
@@ -275,6 +286,7 @@ def test_split_val_is_measured_on_validation_images(synset, data):
 
 def test_both_splits_come_from_one_training(synset, data, trainings):
     both = rows_of(synset, data, ("MLP",), n_eval=2, split="both")
+    assert trained_nets(both) == 2
     assert both["split"].tolist() == ["val", "test"] * 2 and len(trainings) == 2
     for split in ("val", "test"):
         alone = rows_of(synset, data, ("MLP",), n_eval=2, split=split)
@@ -287,7 +299,9 @@ def test_nets_trained_together_are_those_trained_alone(synset, data):
         synset.images.double(),
         replace(TINY, batch=4, precision="float64"),
     )  # several batches, shuffled
-    loss = make_loss("authors-2023", synset.labels, torch.randn(6, 3, dtype=torch.float64), config)
+    loss = batch_loss(
+        PROTOCOLS["authors-2023"], synset.labels, torch.randn(6, 3, dtype=torch.float64), config
+    )
 
     def fresh():
         return [
@@ -308,42 +322,46 @@ def test_nets_trained_together_are_those_trained_alone(synset, data):
 
 
 def test_groups_fill_a_gpu_and_the_threads_of_a_cpu(monkeypatch):
-    assert groups(list(range(12)), "cuda") == [list(range(10)), [10, 11]]
+    many = [(0, "MLP", seed) for seed in range(12)]
+    assert groups(many, "cuda") == [many[:10], many[10:]]
     for threads, sizes in ((1, [1] * 5), (2, [2, 2, 1]), (64, [4, 1])):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert [len(group) for group in groups([0, 1, 2, 3, 4], "cpu")] == sizes
+        assert [len(group) for group in groups(many[:5], "cpu")] == sizes
+    mixed = [(0, "MLP", 0), (0, "LeNet", 0), (1, "MLP", 0)]
+    assert groups(mixed, "cuda") == [[mixed[0], mixed[2]], [mixed[1]]]
     assert groups([], "cuda") == groups([], "cpu") == []
+
+
+def by_net(missing, device):
+    """All missing nets of an architecture at once."""
+    return [
+        [key for key in missing if key[1] == net] for net in dict.fromkeys(k[1] for k in missing)
+    ]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_training_in_groups_gives_the_same_rows(synset, data, monkeypatch, threads):
     alone = rows_of(synset, data, ("MLP", "LeNet"), "kd", n_eval=3)
-    monkeypatch.setattr(
-        module("evaluate"), "groups", lambda missing, device: [missing] if missing else []
-    )
-    module("evaluate")._teachers.clear()
+    monkeypatch.setattr(module("evaluate"), "groups", by_net)
     torch.set_num_threads(threads)
     try:
         together = rows_of(synset, data, ("MLP", "LeNet"), "kd", n_eval=3)
     finally:
         torch.set_num_threads(1)
-    same_rows(alone.drop(columns="device"), together.drop(columns="device"))
+    same_rows(alone.drop(columns="machine"), together.drop(columns="machine"))
 
 
 @pytest.mark.parametrize("protocol", ["ce", "kd"])
 def test_several_sets_in_one_call_give_the_rows_of_each(data, monkeypatch, trainings, protocol):
     sets = [random_real(data, ipc, seed) for ipc, seed in ((2, 0), (2, 1), (3, 0))]
+    nets = ("MLP", "LeNet")
     one_by_one = pd.concat(
-        [rows_of(one, data, ("MLP", "LeNet"), protocol, n_eval=2) for one in sets],
-        ignore_index=True,
+        [rows_of(one, data, nets, protocol, n_eval=2) for one in sets], ignore_index=True
     )
-    module("evaluate")._teachers.clear()
-    before, seen = len(trainings), []
-    monkeypatch.setattr(
-        module("evaluate"), "groups", lambda missing, device: seen.append(len(missing)) or [missing]
-    )
-    same_rows(rows_of(sets, data, ("MLP", "LeNet"), protocol, n_eval=2), one_by_one)
-    assert seen == [6, 6] and len(trainings) == 2 * before
+    before = len(trainings)
+    monkeypatch.setattr(module("evaluate"), "groups", by_net)
+    same_rows(rows_of(sets, data, nets, protocol, n_eval=2), one_by_one)
+    assert len(trainings) == 2 * before
 
 
 def test_a_stopped_evaluation_leaves_the_rest_out(synset, data):
@@ -363,19 +381,19 @@ def test_a_stopped_evaluation_leaves_the_rest_out(synset, data):
 
 
 def test_finished_rows_are_not_computed_again(tmp_path, synset, data, trainings):
-    path = tmp_path / "results.csv"
+    path = tmp_path / "rows"
     first = rows_of(synset, data, ("MLP", "ConvNet"), n_eval=2, results=Results(path))
     assert len(trainings) == 4
     again = rows_of(synset, data, ("MLP", "ConvNet"), n_eval=2, results=Results(path))
     assert len(trainings) == 4
     pd.testing.assert_frame_equal(first, again, check_exact=True, check_dtype=False)
     more = rows_of(synset, data, ("MLP", "ConvNet"), n_eval=3, results=Results(path))
-    assert len(trainings) == 6 and len(read_rows(path)) == 6
+    assert len(trainings) == 6 and len(Results(path).frame()) == 6
     same_rows(first, more[more["eval_seed"] < 2].reset_index(drop=True))
 
 
 def test_interrupted_evaluation_keeps_its_finished_rows(tmp_path, synset, data, monkeypatch):
-    path, whole = tmp_path / "results.csv", rows_of(synset, data, ("MLP", "LeNet"), n_eval=2)
+    path, whole = tmp_path / "rows", rows_of(synset, data, ("MLP", "LeNet"), n_eval=2)
     real, calls = module("evaluate").measure_accuracy, []
 
     def interrupted(*args):
@@ -388,7 +406,7 @@ def test_interrupted_evaluation_keeps_its_finished_rows(tmp_path, synset, data, 
         patch.setattr(module("evaluate"), "measure_accuracy", interrupted)
         with pytest.raises(KeyboardInterrupt):
             rows_of(synset, data, ("MLP", "LeNet"), n_eval=2, results=Results(path))
-    assert len(read_rows(path)) == 2
+    assert len(Results(path).frame()) == 2
     same_rows(rows_of(synset, data, ("MLP", "LeNet"), n_eval=2, results=Results(path)), whole)
 
 
@@ -436,29 +454,32 @@ def test_another_set_is_another_experiment(synset, data, trainings):
 
 def test_results_that_cannot_be_written_are_an_error_at_once(tmp_path, synset, data):
     write_atomic(tmp_path / "file", "a file where a folder should be")
-    with refused("cannot write", "results.csv"):
-        rows_of(synset, data, ("MLP",), results=Results(tmp_path / "file" / "results.csv"))
+    with refused("cannot write", "file/rows"):
+        rows_of(synset, data, ("MLP",), results=Results(tmp_path / "file" / "rows"))
 
 
 # Teachers -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_teacher_is_trained_once_for_all_students_and_temperatures(synset, data, trainings):
-    rows_of(synset, data, ("MLP", "LeNet"), "kd", teacher="ConvNet")
-    rows_of(synset, data, ("MLP",), "kd", teacher="ConvNet", tau=4.0, alpha=0.9)
-    rows_of(synset, data, ("MLP",), "authors-2023", teacher="ConvNet")
+    results = Results()
+    rows_of(synset, data, ("MLP", "LeNet"), "kd", teacher="ConvNet", results=results)
+    rows_of(synset, data, ("MLP",), "kd", teacher="ConvNet", tau=4.0, alpha=0.9, results=results)
+    rows_of(synset, data, ("MLP",), "authors-2023", teacher="ConvNet", results=results)
     assert len(trainings) == 1 + 2 + 1 + 1
+    rows_of(synset, data, ("MLP",), "kd", teacher="ConvNet")  # another study knows nothing of it
+    assert len(trainings) == 7
 
 
 def test_a_teacher_is_no_student_of_the_same_seed(synset, data):
     """Its weights and batches come from streams of its own, else a ConvNet would learn from its own twin."""
     student = fresh_net("ConvNet", data, TINY, stream(0, "eval", "ConvNet"))
-    loss = make_loss("ce", synset.labels, None, TINY)
+    loss = batch_loss(PROTOCOLS["ce"], synset.labels, None, TINY)
     train_net(student, synset.images, loss, TINY, stream(0, "batches", "ConvNet"))
     with torch.no_grad():
         twin = student.eval()(synset.images)
     (teacher, other), (again,) = (
-        teacher_logits([(synset, s) for s in seeds], data, "ConvNet", TINY)
+        teacher_logits([(synset, s) for s in seeds], data, "ConvNet", TINY, {})
         for seeds in ([0, 1], [0])
     )
     assert not torch.allclose(teacher, twin, atol=1e-3)
@@ -467,7 +488,9 @@ def test_a_teacher_is_no_student_of_the_same_seed(synset, data):
 
 
 def test_a_teacher_is_a_net_trained_with_plain_ce(synset, data):
-    (teacher,) = teacher_logits([(synset, 0)], data, "ConvNet", replace(TINY, epochs=40, lr=0.05))
+    (teacher,) = teacher_logits(
+        [(synset, 0)], data, "ConvNet", replace(TINY, epochs=40, lr=0.05), {}
+    )
     untrained = fresh_net("ConvNet", data, TINY, stream(0, "teacher", "ConvNet"))(synset.images)
     assert F.cross_entropy(teacher, synset.labels) < 0.5 * F.cross_entropy(untrained, synset.labels)
 
@@ -477,12 +500,12 @@ def test_rows_name_the_teacher(synset, data, protocol):
     row = rows_of(
         synset, data, ("MLP",), protocol, seed=4, teacher="LeNet", alpha=0.3, tau=2.0
     ).iloc[0]
-    assert (row["teacher"], row["teacher_seed"], row["alpha"], row["tau"]) == ("LeNet", 4, 0.3, 2.0)
+    assert (row["teacher"], row["alpha"], row["tau"]) == ("LeNet", 0.3, 2.0)
 
 
 def test_rows_of_plain_ce_name_none(synset, data):
     row = rows_of(synset, data, ("MLP",)).iloc[0]
-    assert row["teacher"] == "" and row[["teacher_seed", "alpha", "tau"]].isna().all()
+    assert row["teacher"] == "" and row[["alpha", "tau"]].isna().all()
 
 
 def test_authors_without_teacher_is_ce_at_half_the_learning_rate(synset, data, trainings):
@@ -516,10 +539,10 @@ def test_diverged_nets_are_flagged_and_kept(tmp_path, synset, data, protocol):
         protocol,
         n_eval=2,
         lr=1e30,
-        results=Results(tmp_path / "r.csv"),
+        results=Results(tmp_path / "r"),
     )
     assert len(rows) == 4 and rows["diverged"].all() and rows["accuracy"].between(0, 100).all()
-    assert read_rows(tmp_path / "r.csv")["diverged"].tolist() == [True] * 4
+    assert Results(tmp_path / "r").frame()["diverged"].tolist() == [True] * 4
 
 
 @pytest.mark.parametrize(
@@ -528,10 +551,10 @@ def test_diverged_nets_are_flagged_and_kept(tmp_path, synset, data, protocol):
         ({"nets": ["Lenet"]}, ("'Lenet'", "did you mean 'LeNet'", "ResNet18")),
         ({"nets": ["MLP", "ConvNt"]}, ("'ConvNt'", "did you mean 'ConvNet'")),
         ({"protocol": "authors"}, ("'authors'", "ce, kd, authors-2023")),
-        ({"protocol": "kd", "teacher": None}, ("'kd'", "needs a teacher", "ConvNet")),
+        ({"protocol": "kd", "teacher": None}, ("'kd'", "needs a teacher")),
         (
             {"protocol": "kd", "teacher": "Convnet"},
-            ("teacher", "'Convnet'", "did you mean 'ConvNet'"),
+            ("'Convnet'", "did you mean 'ConvNet'"),
         ),
         ({"n_eval": 0}, ("n_eval is 0", "at least 1")),
         ({"split": "tset"}, ("'tset'", "did you mean 'test'", "val")),
@@ -581,3 +604,17 @@ def test_no_validation_images_is_refused(trainings):
     with refused("val"):
         rows_of(random_real(digits, 1, 0), digits, ("MLP",), split="val")
     assert trainings == []
+
+
+def test_a_protocol_of_one_s_own(synset, data, trainings):
+    """A user's loss, passed as an object: its rows bear its name."""
+
+    def squared(logits, labels, teacher_logits, config, epoch):
+        return ((logits - F.one_hot(labels, logits.shape[1])) ** 2).mean()
+
+    rows = rows_of(
+        synset, data, ("MLP",), Protocol("squared", "never", squared), epochs=40, lr=0.05
+    )
+    assert rows["protocol"].tolist() == ["squared"] and rows["teacher"].tolist() == [""]
+    ((net, images, *_),) = trainings
+    assert ((net(images) - F.one_hot(synset.labels)) ** 2).mean() < 0.05

@@ -4,9 +4,9 @@ import re
 
 import pandas as pd
 import pytest
+from ddlib.report.claims import claims
 
 from ddlib.report.audit import audit, scope
-from ddlib.report.claims import claims
 from ddlib.report.tables import caption, table, table4_rows, to_markdown, wide
 from ddlib.results import read_rows
 from ddlib.stats import paired_difference

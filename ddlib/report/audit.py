@@ -22,18 +22,18 @@ MARGIN = (
 SIDE = (1 - LEVEL) / 2  # error rate of one side of an interval
 SUPPORTED, CONTRADICTED, MIXED = "supported", "contradicted", "mixed"
 UNDECIDED, MISSING = "undecided", "not measured"
+VERDICTS = (SUPPORTED, CONTRADICTED, MIXED, UNDECIDED)
 GAIN, LOSS, SMALL = "gain", "loss", "below 1 point"
 NO_CELL = {name: float("nan") for name in ("mean", "low", "high", "se")}
 NO_CELL |= {"df": 0, "sets": 0, "n": "", "diverged": 0}
-RULE = (
-    f"A verdict is for one ipc. Effects are paired differences; one that matters is at least {MARGIN:g} point. *Every*: "
-    f"supported if all cells are measured and each interval lies above 0; contradicted if in some cell a gain of {MARGIN:g} point "
-    "is ruled out (one-sided 2.5%, Holm over the cells). *Mean*: over the nets, each counting alike; supported if all cells "
-    f"are measured, its interval lies above 0, it is at least {MARGIN:g} point, and no cell is a loss (Holm); contradicted if a "
-    f"mean of {MARGIN:g} point is ruled out and no cell gains (Holm); mixed if cells gain and others lose, or the mean and some cell "
-    "contradict each other. Else undecided. *Given one set*: the intervals cover fresh nets on these very images; a verdict is "
-    "then about them, not about the method."
-)
+RULE = """\
+A verdict is for one ipc. Effects are paired differences in points of test accuracy; one that matters is at least 1 point.
+*Every*: supported if all cells are measured and each interval lies above 0; contradicted if in some cell a gain of 1 point is
+ruled out (one-sided 2.5%, Holm over the cells); else undecided. *Mean* over the nets, each counting alike: supported if all
+cells are measured, the mean's interval lies above 0, it is at least 1 point, and no cell loses (Holm); contradicted if a mean
+of 1 point is ruled out and no cell gains 1 point (Holm); mixed if cells gain and others lose, or cells gain although the mean
+does not, or the mean gains although a cell loses; else undecided. *Given one set*: the intervals cover fresh nets on these very
+images, and the verdict is about them, not about the method."""
 
 
 @dataclass(frozen=True)
@@ -470,52 +470,54 @@ def outcome_counts(lines: pd.DataFrame) -> pd.DataFrame:
 
 
 def simulate_verdicts(
-    effects: dict[str, Sequence[float]],
+    truths: dict[str, Sequence[float]],
     shapes: Sequence[tuple[int, int]],
+    spreads: Sequence[float],
     sd_nets: float,
-    sd_sets: Sequence[float],
     runs: int = 1000,
 ) -> pd.DataFrame:
-    """How often each verdict comes out: a line per rule, truth (`effects`: name -> effect per net), shape and spread of sets.
+    """How often each verdict comes out: a line per rule, truth (name -> true effect per net), shape and spread of the sets.
 
-    `shapes`: (sets, nets). `sd_nets`, `sd_sets`: standard deviations (points) of the paired difference between nets of one set
-    and between sets; 0 for sets is what "given one set" speaks of.
+    `shapes`: (sets, nets on each). `sd_nets`, `spreads`: standard deviations (points) of the paired difference between nets of
+    one set and between sets; a spread of 0 is the question that "given one set" asks.
     """
     generator, lines = np.random.default_rng(0), []
-    for (truth, values), (sets, nets), spread in (
-        (t, s, d) for t in effects.items() for s in shapes for d in sd_sets
-    ):
-        counts = {
-            rule: dict.fromkeys((SUPPORTED, CONTRADICTED, MIXED, UNDECIDED), 0)
-            for rule in ("every", "mean")
-        }
-        for _ in range(runs):
-            draws = simulated_rows(generator, values, sets, nets, sd_nets, spread)
-            names = range(len(values))
-            cells, mean = list(cells_of(draws, names).values()), mean_of([draws], names)
-            for rule in counts:
-                counts[rule][verdict(cells, mean, rule)] += 1
-        for rule, found in counts.items():
-            start = {"rule": rule, "truth": truth, "n": f"{sets}×{nets}", "sd of sets": spread}
-            lines.append(start | {name: count / runs for name, count in found.items()})
+    for (truth, effects), (sets, nets), spread in product(truths.items(), shapes, spreads):
+        shape = (runs, len(effects), sets, nets)
+        values = np.array(effects)[:, None, None] + sd_nets * generator.standard_normal(shape)
+        values += spread * generator.standard_normal((*shape[:3], 1))
+        start = {"truth": truth, "n": f"{sets}×{nets}", "sd of sets": spread}
+        for rule in ("every", "mean"):
+            found = [
+                verdict([simulated_cell(cell) for cell in run], simulated_cell(run.mean(0)), rule)
+                for run in values
+            ]
+            rates = {name: found.count(name) / runs for name in VERDICTS}
+            lines.append({"rule": rule} | start | rates)
     return pd.DataFrame(lines)
 
 
-def simulated_rows(
-    generator: np.random.Generator,
-    effects: Sequence[float],
-    sets: int,
-    nets: int,
-    sd_nets: float,
-    sd_sets: float,
-) -> pd.DataFrame:
-    """Differences around true effects: normal, with a part that the nets of a set share."""
-    shape = (len(effects), sets, nets)
-    values = np.array(effects)[:, None, None] + sd_sets * generator.standard_normal(
-        (len(effects), sets, 1)
-    )
-    values = values + sd_nets * generator.standard_normal(shape)
-    net, seed, eval_seed = (index.ravel() for index in np.indices(shape))
-    return pd.DataFrame(
-        {"net": net, UNIT: seed, WITHIN: eval_seed, "accuracy": values.ravel(), "diverged": False}
-    )
+def simulated_cell(values: np.ndarray) -> dict:
+    """The cell of `stats.interval` for differences [sets, nets]: what `verdict` reads of it."""
+    units = values.mean(1) if len(values) > 1 else values[0]
+    se = float(units.std(ddof=1) / np.sqrt(len(units)))
+    return {"mean": float(values.mean()), "se": se, "df": len(units) - 1, "n": "simulated"}
+
+
+def error_rates(runs: int = 1000) -> pd.DataFrame:
+    """`simulate_verdicts` under no effect, equal ones, and what Table 4 prints for the pool.
+
+    Nets of one set differ by 1.2 points, about the mean of the spreads stored with the released sets.
+    """
+    table, others = read_published(4), [net for net in NETS if net != "ConvNet"]
+    truths = {
+        f"{effect:g} points on every net": [effect] * len(others) for effect in (0.0, 1.0, 2.0)
+    }
+    for ipc in (1, 10):
+        accuracies = {
+            method: [printed_accuracy(table, ipc, 3000, method, net) for net in others]
+            for method in ("model pool", "baseline")
+        }
+        effects = np.subtract(accuracies["model pool"], accuracies["baseline"])
+        truths[f"as printed, ipc {ipc}"] = effects.round(2).tolist()
+    return simulate_verdicts(truths, ((1, 5), (1, 20), (3, 5), (5, 5)), (0.0, 0.5), 1.2, runs)

@@ -36,7 +36,10 @@ def printed_noise(net: str, ipc: int, means: int = 2) -> float:
 
 
 def stored_pool_effect() -> pd.DataFrame:
-    """Model pool − baseline on the authors' own sets, plain CE: ipc, net, effect, low, high (Welch's t), n; given those sets."""
+    """Model pool − baseline on the authors' own sets, plain CE: ipc, net, effect, low, high (Welch's t), n.
+
+    Given those sets: one of each.
+    """
     lines = []
     for (ipc, net), group in plain_ce().groupby(["ipc", "net"], sort=False):
         by_method = group.set_index("method")

@@ -8,8 +8,18 @@ import torch
 import torch.nn.functional as F
 from conftest import refused
 
+from ddlib import losses
 from ddlib.config import EvalConfig
-from ddlib.protocols import authors_loss, kd_loss, make_loss
+from ddlib.evaluate import batch_loss
+from ddlib.losses import PROTOCOLS, find_protocol
+
+
+def kd_loss(logits, labels, teacher, alpha, tau):
+    return losses.kd_loss(logits, labels, teacher, EvalConfig(alpha=alpha, tau=tau), 0)
+
+
+def authors_loss(logits, labels, teacher, alpha, tau, epoch):
+    return losses.authors_loss(logits, labels, teacher, EvalConfig(alpha=alpha, tau=tau), epoch)
 
 
 def random_case(seed=0, n=5, classes=4):
@@ -120,7 +130,7 @@ def test_losses_and_gradients_stay_finite_for_extreme_logits(loss, scale):
 
 @pytest.mark.parametrize("protocol", ["ce", "kd", "authors-2023"])
 @pytest.mark.parametrize("batch", [slice(None), torch.tensor([4, 1])])
-def test_make_loss_takes_labels_and_teacher_of_the_batch(protocol, batch):
+def test_labels_and_teacher_are_those_of_the_batch(protocol, batch):
     logits, labels, teacher = random_case()
     config = EvalConfig(alpha=0.3, tau=2.0)
     expected = {
@@ -129,13 +139,19 @@ def test_make_loss_takes_labels_and_teacher_of_the_batch(protocol, batch):
         "authors-2023": authors_loss(logits[batch], labels[batch], teacher[batch], 0.3, 2.0, 6),
     }[protocol]
     assert torch.equal(
-        make_loss(protocol, labels, teacher, config)(logits[batch], batch, 6), expected
+        batch_loss(PROTOCOLS[protocol], labels, teacher, config)(logits[batch], batch, 6), expected
     )
 
 
 def test_unknown_protocol_and_missing_teacher_are_refused():
-    labels = torch.arange(3)
     with refused("'KD'", "ce, kd, authors-2023"):
-        make_loss("KD", labels, None, EvalConfig())
+        find_protocol("KD", None)
     with refused("'kd'", "teacher"):
-        make_loss("kd", labels, None, EvalConfig())
+        find_protocol("kd", None)
+
+
+def test_a_protocol_takes_the_teacher_it_needs():
+    assert find_protocol("ce", "ConvNet")[1] is None
+    assert [find_protocol("authors-2023", name)[1] for name in (None, "MLP")] == [None, "MLP"]
+    own = losses.Protocol("own", "always", losses.kd_loss)
+    assert find_protocol(own, "MLP") == (own, "MLP")
