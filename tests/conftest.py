@@ -95,8 +95,9 @@ def study_rows(accuracies, nets=("MLP",), seeds=2, n_eval=2, **changes):
             "machine": "",
             "revision": "",
         }
-        entry |= {"iteration": 0} if free else {}
-        entry |= {k: v for k, v in changes.items() if k in SETS}
+        entry |= {k: v for k, v in changes.items() if k in SETS} | (
+            {"iteration": 0} if free else {}
+        )
         entry["settings"] = canonical(changes.get("set_settings", {}))
         entry["set"] = "-".join(
             str(entry[k]) for k in ("method", "pool", "ipc", "iteration", "seed", "settings")

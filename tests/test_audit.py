@@ -364,7 +364,9 @@ def test_stored_plain_ce_lies_with_the_printed_kd_on_resnet18():
 
 def test_published_changes_by_hand():
     """MLP, ipc 1, rows without KD: baseline and model pool from iteration 1000 to 2000 to 3000."""
-    printed = read_published(4).query("ipc == 1").sort_values("iteration").set_index("method")["MLP"]
+    printed = (
+        read_published(4).query("ipc == 1").sort_values("iteration").set_index("method")["MLP"]
+    )
     steps = [abs(np.diff(printed[method])) for method in ("baseline", "model pool")]
     found = published_changes().set_index(["ipc", "rows"])
     assert found.loc[(1, "rows without KD"), "MLP"] == pytest.approx(np.mean(steps))

@@ -1,152 +1,139 @@
-"""Tables 4 and 5: which rows belong to which method, and how they stand beside the published figures."""
-
-import itertools
+"""Tables 4 and 5: which rows belong to which line, and how they stand beside the published figures."""
 
 import pandas as pd
 import pytest
+from conftest import study_rows
 
 from ddlib.errors import DDError
-from ddlib.report.tables import caption, read_published, table, to_latex, to_markdown, wide
-from ddlib.results import COLUMNS, TEXT, as_frame
+from ddlib.report.selection import arms, choices, comparable
+from ddlib.report.tables import (
+    caption,
+    in_order,
+    read_published,
+    table,
+    to_latex,
+    to_markdown,
+    wide,
+)
 from ddlib.study.profiles import get_profile
 
-METHODS = {  # pool, protocol, teacher -> accuracy
-    ("main", "ce", ""): 20.0,
-    ("main_plus_similar", "ce", ""): 21.0,
-    ("main", "kd", "ConvNet"): 22.0,
-    ("main_plus_similar", "kd", "ConvNet"): 23.0,
-    ("main", "authors-2023", ""): 10.0,
-    ("main", "authors-2023", "ConvNet"): 11.0,
-    ("random_real", "ce", ""): 15.0,
-    ("total_random", "ce", ""): 12.0,
-    ("main_plus_others", "ce", ""): 18.0,
+ACCURACIES = {
+    ("main", "CE"): 20.0,
+    ("main_plus_similar", "CE"): 21.0,
+    ("main", "KD"): 22.0,
+    ("main_plus_similar", "KD"): 23.0,
+    ("main", "½ CE"): 10.0,
+    ("main", "released KD"): 11.0,
+    ("random_real", "CE"): 15.0,
+    ("total_random", "CE"): 12.0,
+    ("main_plus_others", "CE"): 18.0,
 }
+NETS = ("ConvNet", "VGG11")
 
 
-def make_rows(dataset="cifar10", iterations=(1000,), nets=("ConvNet", "VGG11")):
-    rows = []
-    for ((pool, protocol, teacher), accuracy), k, net, d, e in itertools.product(
-        METHODS.items(), iterations, nets, range(2), range(2)
-    ):
-        row = {c: "" if c in TEXT else None for c in COLUMNS} | {
-            "dataset": dataset,
-            "ipc": 1,
-            "pool": pool,
-            "net": net,
-            "split": "test",
-        }
-        row |= {
-            "iteration": 0 if pool == "random_real" else k,
-            "distill_seed": d,
-            "eval_seed": e,
-            "protocol": protocol,
-        }
-        row |= {
-            "teacher": teacher,
-            "accuracy": accuracy + d,
-            "diverged": False,
-            "seconds": 1.0,
-            "device": "a CPU",
-        }
-        rows.append(
-            row
-            | {
-                "main_prob": 0.9,
-                "torch": "2",
-                "tau": 1.5 if teacher else None,
-                "set_id": f"{pool} {k} {d}",
-            }
-        )
-    return as_frame(rows).drop_duplicates()
+def make_rows(**options):
+    return study_rows(ACCURACIES, NETS, **options)
 
 
-def cell(cells, method, net, protocol="fair"):
-    found = cells[
-        (cells["method"] == method) & (cells["net"] == net) & (cells["protocol"] == protocol)
-    ]
+def cell(cells, images, arm, net="VGG11"):
+    found = cells[(cells["images"] == images) & (cells["net"] == net) & (cells["arm"] == arm)]
     assert len(found) == 1
     return found.iloc[0]
 
 
 @pytest.mark.parametrize(
-    ("method", "protocol", "mean"),
+    ("images", "arm", "mean"),
     [
-        ("random real images", "fair", 15.5),
-        ("baseline", "fair", 20.5),
-        ("model pool", "fair", 21.5),
-        ("KD", "fair", 22.5),
-        ("model pool + KD", "fair", 23.5),
-        ("baseline", "authors-2023", 10.5),
-        ("KD", "authors-2023", 11.5),
+        ("random real images", "CE", 15.55),
+        ("baseline", "CE", 20.55),
+        ("model pool", "CE", 21.55),
+        ("baseline", "KD", 22.55),
+        ("model pool", "KD", 23.55),
+        ("baseline", "½ CE", 10.55),
+        ("baseline", "released KD", 11.55),
     ],
 )
-def test_table_4_sorts_rows_into_methods(method, protocol, mean):
-    found = cell(table(make_rows(), 4), method, "VGG11", protocol)
-    assert (found["mean"], found["n"]) == (mean, "2×2")
+def test_table_4_sorts_rows_into_lines(images, arm, mean):
+    found = cell(table(make_rows(), 4), images, arm)
+    assert (found["mean"], found["n"]) == (pytest.approx(mean), "2×2")
 
 
 def test_table_5_has_the_pools():
     cells = table(make_rows(), 5)
-    assert cell(cells, "total random", "VGG11", "ce")["mean"] == 12.5
-    assert list(dict.fromkeys(cells["method"])) == [
-        "main model only",
-        "total random",
-        "main model",
-        "main model + similar models",
+    assert cell(cells, "total random", "CE")["mean"] == pytest.approx(12.55)
+    expected = ["baseline", "total random", "main model + others", "model pool"]
+    assert list(dict.fromkeys(cells["images"])) == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "arm", "iteration", "published"),
+    [
+        ("baseline", "CE", 1000, (26.53, 1000)),  # Table 4, ipc 1, VGG11
+        ("baseline", "½ CE", 1000, (26.53, 1000)),  # the paper has one row without KD
+        ("baseline", "KD", 1000, (25.25, 1000)),
+        ("baseline", "CE", 2100, (26.23, 2000)),  # its nearest iteration
+    ],
+)
+def test_the_published_figure_and_the_difference_stand_beside_ours(
+    images, arm, iteration, published
+):
+    found = cell(table(make_rows(iteration=iteration), 4), images, arm)
+    assert tuple(found[["published", "published_iteration"]]) == published
+    assert found["difference"] == pytest.approx(found["mean"] - published[0])
+
+
+def test_nothing_published_stands_beside_other_data_or_in_empty_cells():
+    cells = table(make_rows(dataset="digits"), 4)
+    assert cells["published"].isna().all() and "published" not in to_markdown(wide(cells))
+    assert pd.isna(cell(table(make_rows(), 4), "model pool", "CE", "ConvNet")["published"])
+
+
+def test_other_pools_and_validation_rows_are_no_part_of_the_tables():
+    pool = {("main_plus_similar", "CE"): 50.0}
+    others = [
+        study_rows(pool, NETS, set_settings=s)
+        for s in ({"main_prob": 0.5}, {"warmup": 500, "similar_depth": 1})
     ]
+    rows = pd.concat(
+        [make_rows(), *others, make_rows(split="val", settings={"lr": 0.02})], ignore_index=True
+    )
+    for number in (4, 5):
+        found = cell(table(rows, number), "model pool", "CE")
+        assert (found["mean"], found["n"]) == (pytest.approx(21.55), "2×2")
 
 
-def test_the_published_figure_and_the_difference_stand_beside_ours():
-    found = cell(table(make_rows(), 4), "baseline", "VGG11")
-    assert found["published"] == 26.53  # Table 4, ipc 1, iteration 1000, baseline, VGG11
-    assert found["difference"] == pytest.approx(20.5 - 26.53)
-
-
-def test_the_paper_s_nearest_iteration_is_taken_and_named():
-    found = cell(table(make_rows(iterations=(2100,)), 4), "baseline", "VGG11")
-    assert (found["published"], found["published_iteration"]) == (26.23, 2000)
-
-
-def test_nothing_published_stands_beside_other_data():
-    cells = table(make_rows("digits"), 4)
-    assert cells["published"].isna().all()
-    assert "published" not in to_markdown(wide(cells))
-
-
-def test_cells_of_a_published_table_that_are_empty_stay_empty():
-    assert pd.isna(cell(table(make_rows(), 4), "model pool", "ConvNet")["published"])
-
-
-def test_other_probabilities_of_the_main_model_are_no_part_of_the_tables():
-    rows = make_rows()
-    rows.loc[(rows["pool"] == "main_plus_similar") & (rows["distill_seed"] == 1), "main_prob"] = 0.5
-    assert cell(table(rows, 5), "main model + similar models", "VGG11", "ce")["n"] == "1×2"
-
-
-def test_validation_rows_are_no_part_of_the_tables():
-    rows = make_rows()
-    rows.loc[rows["distill_seed"] == 1, "split"] = "val"
-    assert set(table(rows, 4)["n"]) == {"1×2"}
+def test_images_and_nets_that_the_paper_does_not_have_follow():
+    own = study_rows({("mine", "CE"): 30.0}, ("TwoLayers",))
+    cells = table(pd.concat([make_rows(), own], ignore_index=True), 4)
+    assert cell(cells, "dc mine", "CE", "TwoLayers")["mean"] == pytest.approx(30.55)
+    assert in_order(cells["net"]) == ["ConvNet", "VGG11", "TwoLayers"]
 
 
 def test_only_reported_iterations_are_shown():
-    assert set(table(make_rows(iterations=(10, 1000)), 4, iterations=(1000,))["iteration"]) == {
-        1000
-    }
+    rows = pd.concat([make_rows(), make_rows(iteration=10)], ignore_index=True)
+    assert set(table(rows, 4, iterations=(1000,))["iteration"]) == {0, 1000}
+
+
+def test_cells_say_interval_n_one_set_and_divergence():
+    layout = wide(table(make_rows(), 4)).set_index(["images", "trained with"])
+    assert (
+        layout.loc[("baseline", "KD"), "ConvNet"] == "22.6 ± 6.4"
+    )  # t(1) = 12.7, sets 1 point apart
+    one = wide(table(make_rows(seeds=1, n_eval=5), 4)).set_index(["images", "trained with"])
+    assert one.loc[("baseline", "KD"), "ConvNet"] == "22.2 ± 0.2†"
+    few = wide(table(make_rows(seeds=1, n_eval=4), 4)).set_index(["images", "trained with"])
+    assert few.loc[("baseline", "KD"), "ConvNet"] == "22.1"
+    bad = wide(table(make_rows(diverged=True), 4)).set_index(["images", "trained with"])
+    assert bad.loc[("baseline", "KD"), "ConvNet"].endswith("\\*")
 
 
 def test_missing_cells_leave_gaps():
     rows = make_rows()
     rows = rows[~((rows["net"] == "VGG11") & (rows["protocol"] == "kd"))]
-    layout = wide(table(rows, 4)).set_index(["protocol", "method"])
-    assert layout.loc[("fair", "KD"), "VGG11"] == ""
-    assert layout.loc[("fair", "KD"), "ConvNet"] == "22.5 ± 0.5"
-
-
-def test_diverged_cells_are_marked():
-    rows = make_rows()
-    rows.loc[(rows["pool"] == "total_random") & (rows["net"] == "VGG11"), "diverged"] = True
-    assert wide(table(rows, 5)).set_index("method").loc["total random", "VGG11"].endswith("*")
+    layout = wide(table(rows, 4)).set_index(["images", "trained with"])
+    assert (
+        layout.loc[("baseline", "KD"), "VGG11"] == "" != layout.loc[("baseline", "KD"), "ConvNet"]
+    )
 
 
 def test_no_rows_is_an_error_that_says_what_to_run():
@@ -159,23 +146,86 @@ def test_latex_and_markdown_have_a_line_per_row():
     assert to_markdown(layout).count("\n") == len(layout) + 2
     latex = to_latex(layout, "50% _x_")
     assert latex.count(r"\\") == len(layout) + 1
-    assert r"50\% \_x\_" in latex and "±" not in latex
+    assert r"50\% \_x\_" in latex and "±" not in latex and "½" not in latex
 
 
-def test_captions_say_scale_hardware_and_n():
-    rows = make_rows()
+def test_captions_say_scale_hardware_version_and_what_intervals_cover():
+    rows = make_rows(seeds=1)
     text = caption(table(rows, 4), rows, get_profile("cifar10-small"), 4)
     for part in (
         "cifar10",
         "width 32",
-        "a CPU (torch 2)",
-        "n = distillations × nets",
+        "a CPU",
+        "n = sets × nets",
         "compare directions",
+        "given one set",
     ):
         assert part in text
+    assert "Evaluation version 2; 36 trained nets" in text
 
 
 @pytest.mark.parametrize("number", [4, 5])
 def test_published_tables_have_a_method_per_line(number):
     published = read_published(number)
     assert len(published) in (18, 24) and published["VGG11"].between(5, 60).all()
+
+
+# Selection.
+
+
+def kd_rows(tau, accuracy, split, **more):
+    return study_rows({("main", "KD"): accuracy}, settings={"tau": tau}, split=split, **more)
+
+
+def swept(*values):
+    """`values`: (tau, accuracy on validation images, on test images)."""
+    parts = [
+        kd_rows(tau, a, split)
+        for tau, *both in values
+        for split, a in zip(("val", "test"), both, strict=True)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_tau_is_chosen_on_validation_images():
+    rows = swept((1.0, 10, 20), (2.0, 14, 21), (4.0, 12, 22.5))
+    assert arms(rows).query("arm == 'KD'")["tau"].tolist() == [2.0] * 4
+    found = choices(rows, "kd", "tau").iloc[0]
+    assert found[["chosen", "candidates", "at_edge", "n"]].tolist() == [2.0, "1, 2, 4", False, 4]
+    assert choices(rows, "kd", "tau", "test")["chosen"].tolist() == [4.0]
+    assert choices(swept((1.0, 10, 0), (2.0, 14, 0)), "kd", "tau")["at_edge"].tolist() == [True]
+
+
+def test_a_choice_without_test_rows_is_not_measured():
+    rows = swept((1.0, 10, 20), (2.0, 14, 21))
+    assert (
+        arms(rows[~((rows["split"] == "test") & (rows["tau"] == 2.0))]).query("arm == 'KD'").empty
+    )
+
+
+def test_without_a_sweep_kd_is_at_the_default_temperature():
+    rows = pd.concat([kd_rows(1.5, 20, "test"), kd_rows(4.0, 30, "test")], ignore_index=True)
+    assert arms(rows).query("arm == 'KD'")["tau"].tolist() == [1.5] * 4
+
+
+def test_plain_ce_gets_the_same_courtesy_and_keeps_its_default_line():
+    parts = [
+        study_rows({("main", "CE"): accuracy}, settings={"lr": lr}, split=split)
+        for lr, val, test in ((0.005, 10, 20), (0.01, 11, 21), (0.02, 12, 19))
+        for split, accuracy in (("val", val), ("test", test))
+    ]
+    found = arms(pd.concat(parts, ignore_index=True))
+    assert found.query("arm == 'CE'")["lr"].tolist() == [0.01] * 4
+    assert found.query("arm == 'CE, lr chosen'")["lr"].tolist() == [0.02] * 4
+
+
+def test_no_cell_mixes_versions_of_the_evaluator():
+    rows = pd.concat([make_rows(), make_rows(evaluation=1, seeds=5)], ignore_index=True)
+    assert set(comparable(rows)["evaluation"]) == {2} and set(table(rows, 4)["n"]) == {"2×2"}
+
+
+def test_a_distillation_made_twice_counts_once_and_settings_agree():
+    again = study_rows({("main", "CE"): 50.0}, NETS, set_settings={"slice_size": 1}, n_eval=1)
+    other = make_rows(settings={"precision": "bfloat16"}, n_eval=1)
+    rows = comparable(pd.concat([make_rows(), again, other], ignore_index=True))
+    assert rows["accuracy"].max() < 30 and set(rows["precision"]) == {"float32"}
