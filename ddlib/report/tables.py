@@ -7,7 +7,7 @@ import pandas as pd
 from ..errors import DDError
 from ..results import trained_nets
 from ..stats import given_one_set, summarise
-from ..store import ROOT, write_atomic
+from ..store import ROOT
 from ..study.profiles import Profile
 from .selection import arms, comparable
 
@@ -212,19 +212,3 @@ def published_note(cells: pd.DataFrame, profile: Profile) -> str:
     if profile.name == "paper" and (beside["published_iteration"] == beside["iteration"]).all():
         return "Published figures are of one set and 10 nets each, without interval."
     return "Published figures are for the paper's full scale: compare directions, not levels."
-
-
-def update_readme(profile: str) -> None:
-    """Put a profile's claims and Table 4 into README.md between their markers, so that the two cannot differ."""
-    readme, folder = ROOT / "README.md", ROOT / "paper" / "tables"
-    claims = pd.read_csv(folder / f"{profile}-claims.csv", keep_default_na=False)
-    parts = {
-        "claims": to_markdown(claims[["claim", "ipc", "verdict", "measured", "evidence"]]),
-        "table 4": (folder / f"{profile}-table4.md").read_text(),
-    }
-    text = readme.read_text()
-    for name, content in parts.items():
-        head, _, rest = text.partition(f"<!-- {name} -->\n")
-        tail = rest.partition(f"<!-- end {name} -->")[2]
-        text = f"{head}<!-- {name} -->\n{content}<!-- end {name} -->{tail}"
-    write_atomic(readme, text)
