@@ -1,0 +1,369 @@
+"""Distillation and evaluation done plainly: what every fast path of ddlib must agree with.
+
+Shares no code with ddlib: nets of PyTorch's own layers on contiguous 32x32 images, one net at a time, whole real batches,
+SGD a parameter at a time, every loss written out. All computes in the type of the images, float64 or float32. Generators
+and starting weights come from the caller; ddlib draws from them in the same order. `tests/test_witness.py` compares
+weights and pixels, `equality.py` accuracies.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Generators = dict[str, torch.Generator]
+Loss = Callable[[Tensor, Tensor, int], Tensor]  # of logits, rows of the set, and the epoch
+
+# Nets -------------------------------------------------------------------------------------------
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "leakyrelu": nn.LeakyReLU,
+    "swish": nn.SiLU,
+}
+POOLINGS = {"none": nn.Identity, "average": nn.AvgPool2d, "max": nn.MaxPool2d}
+
+
+def normalisation(norm: str, width: int, side: int) -> nn.Module:
+    """The norm of that name for maps [N, width, side, side]."""
+    if norm == "none":
+        return nn.Identity()
+    if norm == "instance":
+        return nn.InstanceNorm2d(width, affine=True)
+    if norm == "batch":
+        return nn.BatchNorm2d(width)
+    if norm == "layer":
+        return nn.LayerNorm([width, side, side])
+    assert norm == "group", norm
+    return nn.GroupNorm(4, width)
+
+
+def convnet(
+    channels: int,
+    classes: int,
+    width: int,
+    depth: int = 3,
+    activation: str = "relu",
+    norm: str = "instance",
+    pooling: str = "average",
+) -> nn.Module:
+    """`depth` times 3x3 convolution, norm, activation, 2x2 pooling; then linear."""
+    layers, side, inputs = [], 32, channels
+    for _ in range(depth):
+        layers += [nn.Conv2d(inputs, width, 3, padding=1), normalisation(norm, width, side)]
+        layers += [ACTIVATIONS[activation](), POOLINGS[pooling](2)]
+        side, inputs = side if pooling == "none" else side // 2, width
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * side * side, classes))
+
+
+def mlp(channels: int, classes: int) -> nn.Module:
+    """Pixels - 128 - 128 - classes."""
+    hidden = [nn.Linear(channels * 1024, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(128, classes))
+
+
+def lenet(channels: int, classes: int) -> nn.Module:
+    """Two 5x5 convolutions of 6 and 16 filters, each relu and max pooling; 400 - 120 - 84 - classes."""
+    convolutions = [nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    convolutions += [nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+    hidden = [nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()]
+    return nn.Sequential(*convolutions, *hidden, nn.Linear(84, classes))
+
+
+def alexnet(channels: int, classes: int, width_factor: float = 1.0) -> nn.Module:
+    """Convolutions of 128 and 192 (5x5), 256, 192, 192 filters, max pooling after 1, 2 and 5; no norm."""
+    a, b, c = (slim(width, width_factor) for width in (128, 192, 256))
+    layers = [nn.Conv2d(channels, a, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Conv2d(a, b, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+    for inputs, width in ((b, c), (c, b), (b, b)):
+        layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(b * 16, classes))
+
+
+def vgg11(channels: int, classes: int, width_factor: float = 1.0) -> nn.Module:
+    """Eight 3x3 convolutions with instance norm and relu, max pooling after 1, 2, 4, 6 and 8."""
+    layers, inputs, side = [], channels, 32
+    for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
+        for width in (slim(width, width_factor) for width in stage):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1)]
+            layers += [normalisation("instance", width, side), nn.ReLU()]
+            inputs = width
+        layers.append(nn.MaxPool2d(2))
+        side //= 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, classes))
+
+
+def resnet18(channels: int, classes: int, width_factor: float = 1.0) -> nn.Module:
+    """A 3x3 stem, four stages of two basic blocks with instance norm, mean over 4x4, linear."""
+    inputs = slim(64, width_factor)
+    layers = [nn.Conv2d(channels, inputs, 3, padding=1, bias=False)]
+    layers += [normalisation("instance", inputs, 32), nn.ReLU()]
+    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        width = slim(width, width_factor)
+        layers += [Block(inputs, width, stride), Block(width, width, 1)]
+        inputs = width
+    return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(inputs, classes))
+
+
+class Block(nn.Module):
+    """ResNet's basic block: two 3x3 convolutions beside a shortcut, 1x1 where the shape changes."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.first_norm = normalisation("instance", width, 0)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.second_norm = normalisation("instance", width, 0)
+        self.same = stride == 1 and inputs == width
+        if not self.same:
+            self.shortcut = nn.Conv2d(inputs, width, 1, stride, bias=False)
+            self.shortcut_norm = normalisation("instance", width, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = torch.relu(self.first_norm(self.first(x)))
+        residual = self.second_norm(self.second(residual))
+        return torch.relu(residual + (x if self.same else self.shortcut_norm(self.shortcut(x))))
+
+
+def slim(width: int, factor: float) -> int:
+    """A width scaled to the nearest multiple of 4, at least 4."""
+    return max(4, round(width * factor / 4) * 4)
+
+
+NETS = {
+    "ConvNet": convnet,
+    "MLP": mlp,
+    "LeNet": lenet,
+    "AlexNet": alexnet,
+    "VGG11": vgg11,
+    "ResNet18": resnet18,
+}
+
+
+def build(name: str, weights: nn.Module, channels: int, classes: int, **options) -> nn.Module:
+    """The net of that name, with a copy of the weights (in order) and the type of another one."""
+    net = NETS[name](channels, classes, **options).to(next(weights.parameters()).dtype)
+    with torch.no_grad():
+        for own, given in zip(net.parameters(), weights.parameters(), strict=True):
+            assert own.shape == given.shape, (name, own.shape, given.shape)
+            own.copy_(given)
+    return net
+
+
+# Losses -----------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean of -log softmax at the labels, logits [N, C]."""
+    return (torch.logsumexp(logits, 1) - logits[torch.arange(len(labels)), labels]).mean()
+
+
+def distillation(
+    logits: Tensor, labels: Tensor, teacher: Tensor, alpha: float, tau: float
+) -> Tensor:
+    """(1 - alpha) CE + alpha tau^2 KL(teacher || student), both softened by tau."""
+    p = torch.softmax(teacher / tau, 1)
+    ratio = torch.log(p) - torch.log_softmax(logits / tau, 1)
+    kl = (p * ratio).sum() / len(logits)
+    return (1 - alpha) * cross_entropy(logits, labels) + alpha * tau * tau * kl
+
+
+def released(
+    logits: Tensor, labels: Tensor, teacher: Tensor, alpha: float, tau: float, epoch: int
+) -> Tensor:
+    """(1 - alpha) CE + alpha (tau 0.9^epoch)^3 KL(student || teacher), probabilities from 1e-8 up."""
+    p, q = (torch.softmax(x, 1).clamp(min=1e-8) for x in (logits, teacher))
+    kl = (p * torch.log(p / q)).sum() / len(logits)
+    weight = alpha * (tau * 0.9**epoch) ** 3
+    return (1 - alpha) * cross_entropy(logits, labels) + weight * kl
+
+
+def protocol_loss(
+    protocol: str,
+    labels: Tensor,
+    teacher: Tensor | None = None,
+    alpha: float = 0.0,
+    tau: float = 1.0,
+) -> Loss:
+    """The loss of protocol `ce`, `kd` or `authors-2023`; `teacher`: logits of the whole set."""
+
+    def loss(logits: Tensor, rows: Tensor, epoch: int) -> Tensor:
+        if protocol == "ce":
+            return cross_entropy(logits, labels[rows])
+        if protocol == "kd":
+            return distillation(logits, labels[rows], teacher[rows], alpha, tau)
+        assert protocol == "authors-2023", protocol
+        return released(logits, labels[rows], teacher[rows], alpha, tau, epoch)
+
+    return loss
+
+
+# Training and testing ---------------------------------------------------------------------------
+
+
+def train(
+    net: nn.Module,
+    images: Tensor,
+    loss: Loss,
+    generator: torch.Generator,
+    epochs: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    batch: int,
+) -> None:
+    """The DC family's schedule: after epoch index (epochs - 1) // 2 + 1, lr / 10 and no momentum."""
+    velocities = [torch.zeros_like(p) for p in net.parameters()]
+    net.train()
+    for epoch in range(epochs):
+        for rows in batches(len(images), batch, generator):
+            net.zero_grad()
+            loss(net(images[rows]), rows, epoch).backward()
+            descend(list(net.parameters()), velocities, lr, momentum, weight_decay)
+        if epoch == (epochs - 1) // 2 + 1:
+            lr = lr * 0.1
+            velocities = [torch.zeros_like(p) for p in net.parameters()]
+
+
+def batches(n: int, size: int, generator: torch.Generator) -> Sequence[Tensor]:
+    """Rows of one epoch's batches: in random order, or all at once and in order if they fit."""
+    return [torch.arange(n)] if n <= size else torch.randperm(n, generator=generator).split(size)
+
+
+@torch.no_grad()
+def descend(
+    parameters: list[Tensor],
+    velocities: list[Tensor],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """One step of SGD against the parameters' `grad`."""
+    for parameter, velocity in zip(parameters, velocities, strict=True):
+        velocity.mul_(momentum).add_(parameter.grad + weight_decay * parameter)
+        parameter.sub_(lr * velocity)
+
+
+@torch.no_grad()
+def logits(net: nn.Module, images: Tensor) -> Tensor:
+    """The trained net's logits [N, classes]."""
+    net.eval()
+    return torch.cat([net(part) for part in images.split(250)])
+
+
+def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Percent of the images that the net puts into their class."""
+    hits = [int(row.argmax() == y) for row, y in zip(logits(net, images), labels, strict=True)]
+    return 100 * sum(hits) / len(hits)
+
+
+# Gradient matching ------------------------------------------------------------------------------
+
+
+def distance(synthetic: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """DC's distance of two gradients: 1 - cos of every output unit's row, added up; no 1-d parameters."""
+    total = torch.zeros((), dtype=real[0].dtype)
+    for s, r in zip(synthetic, real, strict=True):
+        if s.dim() > 1:
+            s, r = s.reshape(len(s), -1), r.reshape(len(r), -1)
+            cosine = (s * r).sum(1) / (s.norm(dim=1) * r.norm(dim=1) + 0.000001)
+            total = total + (1 - cosine).sum()
+    return total
+
+
+def match(
+    net: nn.Module, images: Tensor, labels: Tensor, real: Sequence[Tensor]
+) -> tuple[float, Tensor]:
+    """The matching loss, summed over the classes, and its gradient in the pixels; `real`: a batch per class."""
+    images, weights = images.clone().requires_grad_(), list(net.parameters())
+    total = torch.zeros((), dtype=images.dtype)
+    for label, batch in enumerate(real):
+        loss = cross_entropy(net(batch), torch.full((len(batch),), label))
+        target = torch.autograd.grad(loss, weights)
+        loss = cross_entropy(net(images[labels == label]), labels[labels == label])
+        total = total + distance(torch.autograd.grad(loss, weights, create_graph=True), target)
+    total.backward()
+    return total.item(), images.grad
+
+
+def freeze_batchnorm(net: nn.Module, images: Tensor) -> None:
+    """Give every BatchNorm the mean and variance of its inputs for these images, for good."""
+
+    def keep(layer: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        layer.running_mean.copy_(inputs[0].mean((0, 2, 3)))
+        layer.running_var.copy_(inputs[0].var((0, 2, 3)))
+
+    net.train()
+    hooks = [layer.register_forward_pre_hook(keep) for layer in batchnorms(net)]
+    with torch.no_grad():
+        net(images)
+    for hook, layer in zip(hooks, batchnorms(net), strict=True):
+        hook.remove()
+        layer.eval()
+
+
+def batchnorms(net: nn.Module) -> list[nn.BatchNorm2d]:
+    return [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
+def draw(real: Sequence[Tensor], n: int, generator: torch.Generator) -> list[Tensor]:
+    """`n` different random images of every class."""
+    return [images[torch.randperm(len(images), generator=generator)[:n]] for images in real]
+
+
+def distill(
+    nets: Sequence[nn.Module],
+    images: Tensor,
+    real: Sequence[Tensor],
+    generators: Generators,
+    outer: int,
+    inner: int,
+    batch_real: int,
+    batch_bn: int,
+    batch_train: int,
+    lr_images: float,
+    momentum_images: float,
+    lr_net: float,
+) -> tuple[Tensor, list[float]]:
+    """DC, an iteration on each of `nets`: the pixels after the last, and each one's mean loss.
+
+    `images` [C * ipc, ...] are sorted by class; `real` holds the training images of each class; `generators` are
+    "batch", "batchnorm" and "train".
+    """
+    labels = torch.arange(len(real)).repeat_interleave(len(images) // len(real))
+    velocity, losses = torch.zeros_like(images), []
+    for net in nets:
+        loss = 0.0
+        for step in range(outer):
+            if batchnorms(net):
+                freeze_batchnorm(net, torch.cat(draw(real, batch_bn, generators["batchnorm"])))
+            value, gradient = match(
+                net, images, labels, draw(real, batch_real, generators["batch"])
+            )
+            velocity = momentum_images * velocity + gradient
+            images = images - lr_images * velocity
+            loss += value / (outer * len(real))
+            if step + 1 < outer:
+                train_inner(net, images, labels, generators["train"], inner, lr_net, batch_train)
+        losses.append(loss)
+    return images, losses
+
+
+def train_inner(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    epochs: int,
+    lr: float,
+    batch: int,
+) -> None:
+    """SGD without momentum, weight decay or drop on the synthetic set as it is."""
+    net.train()
+    for _ in range(epochs):
+        for rows in batches(len(images), batch, generator):
+            net.zero_grad()
+            cross_entropy(net(images[rows]), labels[rows]).backward()
+            for parameter in net.parameters():
+                parameter.data -= lr * parameter.grad
