@@ -8,12 +8,12 @@ Config -> data -> `distill` -> `SyntheticSet` -> `evaluate` -> rows -> tables an
 >>> rows = ddlib.evaluate(synset, data, nets=["ConvNet", "LeNet"], protocol="kd", n_eval=3)
 """
 
-from . import matching
 from .config import DistillConfig, EvalConfig
 from .data import Data, full_real, load_data, random_real
 from .distill import distill
 from .errors import DDError
 from .evaluate import evaluate
+from .methods import METHODS, Images, Objective, Pixels, register_method
 from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net
 from .pool import Member, ModelPool
 from .results import Results, read_rows
@@ -23,6 +23,7 @@ from .study.study import Study
 from .synset import SyntheticSet, load_synset
 
 __all__ = [
+    "METHODS",
     "MLP",
     "NETS",
     "PROFILES",
@@ -33,9 +34,12 @@ __all__ = [
     "Data",
     "DistillConfig",
     "EvalConfig",
+    "Images",
     "LeNet",
     "Member",
     "ModelPool",
+    "Objective",
+    "Pixels",
     "Profile",
     "ResNet18",
     "Results",
@@ -50,9 +54,9 @@ __all__ = [
     "interval_text",
     "load_data",
     "load_synset",
-    "matching",
     "paired_difference",
     "random_real",
     "read_rows",
+    "register_method",
     "summarise",
 ]

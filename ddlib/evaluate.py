@@ -6,10 +6,9 @@ from dataclasses import replace
 import torch
 
 from .config import PROTOCOLS, EvalConfig, check_known
-from .device import environment, keep_freed_memory
 from .errors import DDError, check_choice, check_range
-from .graphs import Epoch, Graph, side_by_side
-from .matching import mixed_precision, set_products
+from .fast import Epoch, Graph, keep_freed_memory, mixed_precision, set_products, side_by_side
+from .machine import environment
 from .nets import NETS, build_net
 from .progress import bar
 from .protocols import make_loss

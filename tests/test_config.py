@@ -7,8 +7,9 @@ import torch
 from conftest import refused
 
 from ddlib.config import DistillConfig, EvalConfig, check_known, to_dict
-from ddlib.device import environment, pick_device
 from ddlib.errors import check_choice, check_range
+from ddlib.machine import environment, pick_device
+from ddlib.methods.gradient import loops
 from ddlib.pool import ModelPool
 from ddlib.study.profiles import PROFILES, get_profile, parse_settings
 
@@ -30,7 +31,7 @@ def test_every_profile_builds_all_its_configs_and_pools(name):
 
 def test_paper_profile_is_the_papers():
     distill, evaluate = (
-        get_profile("paper").distill_config("main_plus_similar", 0, 10),
+        get_profile("paper").distill_config("main_plus_similar", 0, 10).resolved(),
         get_profile("paper").eval_config(),
     )
     assert (
@@ -41,7 +42,7 @@ def test_paper_profile_is_the_papers():
         distill.similar_depth,
     ) == (128, 3, 0.9, 0, None)
     assert (distill.batch_real, distill.batch_bn, distill.batch_train) == (256, 16, 256)
-    assert (distill.lr_images, distill.momentum_images, distill.lr_net, distill.loops) == (
+    assert (distill.lr_images, distill.momentum_images, distill.lr_net, loops(10)) == (
         0.1,
         0.5,
         0.01,
@@ -184,14 +185,13 @@ def test_an_int_is_good_enough_for_a_float():
 
 
 def test_defaults_are_the_papers():
-    config = DistillConfig()
+    config = DistillConfig().resolved()
     assert (config.iterations, config.pool, config.main_prob, config.similar_depth) == (
         1000,
         "main_plus_similar",
         0.9,
         None,
     )
-    assert config.loops == (1, 1) and DistillConfig(ipc=10, outer=3).loops == (3, 50)
 
 
 def test_to_dict_is_json():

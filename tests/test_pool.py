@@ -9,7 +9,7 @@ import torch
 from conftest import refused
 from scipy.stats import chisquare
 
-from ddlib.matching import batchnorms
+from ddlib.methods.objective import batchnorms
 from ddlib.pool import SIMILAR, Member, ModelPool, label
 from ddlib.rng import stream
 

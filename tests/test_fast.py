@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from ddlib.graphs import WARMUP, Epoch, Graph, side_by_side
+from ddlib.fast import WARMUP, Epoch, Graph, side_by_side
 from ddlib.rng import stream
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -53,7 +53,8 @@ def passes(n, size, generator, count):
     epoch = Epoch(lambda batch: seen[-1].append(torch.arange(n)[batch].tolist()), n, size, "cpu")
     for _ in range(count):
         seen.append([])
-        epoch(generator)
+        epoch.shuffle(generator)
+        epoch.run()
     return seen
 
 
@@ -103,7 +104,7 @@ def test_warming_up_recording_and_replaying_do_the_work_once_each(monkeypatch):
         else:
             done.append("plain")
 
-    monkeypatch.setattr("ddlib.graphs.on_streams", lambda works, device: [w() for w in works])
+    monkeypatch.setattr("ddlib.fast.on_streams", lambda works, device: [w() for w in works])
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", Recording)
     graph = Graph(work, "cuda")
