@@ -26,7 +26,7 @@ class DistillConfig:
     Settings of `by_method` may be None, which stands for the method's value; `resolved` fills them
     in. `outer` and `inner` None: the method's for this ipc. `options`: settings of the method's
     objective alone, such as `{"dm_scale": "main"}`. Snapshots are taken at the given iterations and
-    at the last. A default is part of finished runs' identity (`identity`): never change one.
+    at the last. Defaults are not part of a run's `identity`: to change one confuses finished runs.
     """
 
     ipc: int = 1
@@ -90,16 +90,14 @@ class DistillConfig:
         return replace(self, **gaps, options=method.options() | self.options)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this distillation from others: what differs from the defaults, JSON-able.
+        """What tells this distillation from others: what differs from DC's defaults, JSON-able.
 
-        A setting that is added later, with a default, leaves the identity of earlier ones as it is.
+        A setting or option that is added later, with a default, changes no earlier identity.
         """
-        method = {"method": self.method} if self.method != DistillConfig.method else {}
-        differing = differences(self.resolved(), type(self)(method=self.method).resolved())
-        known = get_method(self.method).options()
-        options = {k: v for k, v in self.options.items() if v != known[k]}
-        differing.pop("options", None)
-        return method | differing | ({"options": options} if options else {})
+        usual = get_method(self.method).options()
+        differing = differences(self.resolved(), type(self)().resolved())
+        differing["options"] = {k: v for k, v in self.options.items() if v != usual[k]}
+        return {name: value for name, value in differing.items() if value != {}}
 
 
 OPEN = {f.name: f.metadata["open"] for f in fields(DistillConfig) if "open" in f.metadata}

@@ -76,10 +76,8 @@ class ModelPool:
         values = [member.probability for member in self.members]
         self.probabilities = torch.tensor(values, dtype=torch.float64)
         if not ((self.probabilities >= 0).all() and abs(self.probabilities.sum() - 1) <= 1e-6):
-            raise DDError(
-                f"pool probabilities {values} sum to {sum(values):g}; "
-                "they must be at least 0 and sum to 1"
-            )
+            needed = "they must be at least 0 and sum to 1"
+            raise DDError(f"pool probabilities {values} sum to {sum(values):g}; {needed}")
         with torch.device("meta"):  # every member must build, found out now, not at iteration 900
             for member in self.members:
                 for description in member.variants():
@@ -97,12 +95,7 @@ class ModelPool:
         warmup: int = 0,
         shape: tuple[int, int, int] = (3, 32, 10),
     ) -> ModelPool:
-        """One of the paper's pools, by a name of `PRESETS`.
-
-        `main_prob` is the main model's probability in main_plus_*. `similar_depth` is the depth of
-        the similar ConvNets (None: as deep as the main one, the paper's text; its released code has
-        1). `width` and `depth` belong to the ConvNets, `width_factor` scales AlexNet and VGG11.
-        """
+        """One of the paper's pools (`PRESETS`); see `DistillConfig` for its settings."""
         check_choice("pool", name, PRESETS)
         convnet = {"width": width, "depth": depth}
         similar = {"width": width, "depth": similar_depth or depth, **SIMILAR}
@@ -155,10 +148,8 @@ class ModelPool:
     def check(self, shape: tuple[int, int, int]) -> ModelPool:
         """This pool; `DDError` if its nets do not fit data of a shape (channels, side, classes)."""
         if self.shape != tuple(shape):
-            raise DDError(
-                f"the pool builds nets for (channels, side, classes) {self.shape}; "
-                f"the data have {tuple(shape)}"
-            )
+            nets = f"the pool builds nets for (channels, side, classes) {self.shape}"
+            raise DDError(f"{nets}; the data have {tuple(shape)}")
         return self
 
     def is_main(self, description: dict[str, Any]) -> bool:

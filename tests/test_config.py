@@ -221,23 +221,25 @@ def test_a_config_can_be_changed_after_it_was_made():
     assert replace(config, method="dc").resolved() == DistillConfig(ipc=2, seed=3).resolved()
 
 
+DM = {"method": "dm", "init": "real", "lr_images": 1.0, "iterations": 20_000}
+OTHER_DM = {"method": "dm", "lr_images": 0.2}
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({}, {}),
         ({"lr_images": 0.1, "iterations": 1000, "pool": "main_plus_similar"}, {}),
         ({"lr_images": 0.2, "snapshots": (1, 2)}, {"lr_images": 0.2, "snapshots": [1, 2]}),
-        ({"method": "dm"}, {"method": "dm"}),
-        ({"method": "dm", "lr_images": 1.0, "init": "real"}, {"method": "dm"}),
-        ({"method": "dm", "lr_images": 0.1}, {"method": "dm", "lr_images": 0.1}),
-        ({"method": "dm", "options": {"dm_scale": "none"}}, {"method": "dm"}),
-        (
-            {"method": "dm", "options": {"dm_scale": "main"}},
-            {"method": "dm", "options": {"dm_scale": "main"}},
-        ),
+        ({"method": "dm"}, DM),
+        ({"method": "dm", "lr_images": 1.0, "init": "real"}, DM),
+        ({"method": "dm", "iterations": 1000, "init": "noise", "lr_images": 0.2}, OTHER_DM),
+        ({"method": "dm", "options": {"dm_scale": "none"}}, DM),
+        ({"method": "dm", "options": {"dm_scale": "main"}}, DM | {"options": {"dm_scale": "main"}}),
     ],
 )
-def test_identity_holds_what_differs_from_the_methods_defaults(settings, expected):
+def test_identity_holds_what_differs_from_the_defaults(settings, expected):
+    """Left open or given as the method has it is the same."""
     config = DistillConfig(**settings)
     assert config.identity() == config.resolved().identity() == expected
 
@@ -258,6 +260,15 @@ def test_a_new_setting_finds_yesterdays_run(tmp_path, data):
         distill(later(**small, brightness=0.5), data, **store)
     finished = distill(later(**small), data, stop=lambda k: pytest.fail("it is done"), **store)
     assert finished.id == whole.id
+
+
+def test_other_defaults_of_a_method_never_find_its_earlier_runs(data, monkeypatch):
+    name = store_name(DistillConfig(method="dm"), data)
+    monkeypatch.setitem(
+        METHODS, "dm", Method(Distribution, {**METHODS["dm"].defaults, "lr_images": 5.0})
+    )
+    assert store_name(DistillConfig(method="dm"), data) != name
+    assert store_name(DistillConfig(method="dm", lr_images=1.0), data) == name
 
 
 def test_a_new_option_finds_yesterdays_run(data, monkeypatch):
