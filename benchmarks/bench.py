@@ -27,8 +27,8 @@ import reference
 import render
 import torch
 
-from ddlib.device import environment, pick_device
 from ddlib.errors import DDError, check_choice, check_range
+from ddlib.machine import environment, pick_device
 from ddlib.nets import NETS
 from ddlib.store import ROOT, dumps, write_atomic
 

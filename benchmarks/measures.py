@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddlib.config import DistillConfig, EvalConfig
 from ddlib.data import Data
-from ddlib.device import keep_freed_memory
-from ddlib.distill import distill, inner_epoch, train_on
+from ddlib.distill import distill
 from ddlib.evaluate import evaluate, measure_group
-from ddlib.graphs import Graph
-from ddlib.matching import default_slice, draw_batches, matching_step, set_products
+from ddlib.fast import keep_freed_memory, set_products
+from ddlib.methods.gradient import Gradient
+from ddlib.methods.images import as_leaf
 from ddlib.nets import build_net
-from ddlib.rng import stream
+from ddlib.rng import Streams, stream
 from ddlib.synset import CIFAR10_MEAN, CIFAR10_STD, SyntheticSet
 
 KINDS = ("step", "epoch", "iteration", "evaluation")
@@ -217,30 +217,25 @@ def touch_libraries(device):
 
 def time_step(case, side, data, images, labels, clock):
     """One matching step: draw the real batches, match gradients for all classes, gradient of the pixels. No update."""
-    net, generator = fresh_net(case, data.device), stream(0, "batch")
-    index = torch.zeros(case["classes"], case["batch_real"], dtype=torch.int64, device=data.device)
-    slice_size, precision = (
-        (None, "float32") if side == "plain" else (default_slice(data.device), side)
-    )
-
-    def match():
-        matching_step(net, images, labels, data, index, slice_size, precision)
-
-    work = match if side == "plain" else Graph(match, data.device)
-
-    def step():
-        index.copy_(draw_batches(data, case["batch_real"], generator))
-        work()
-
-    clock.run(step)
+    net, pixels = fresh_net(case, data.device), as_leaf(images)
+    plain = {"slice_size": case["batch_real"]} if side == "plain" else {"precision": side}
+    objective = prepared(data, ipc=case["ipc"], batch_real=case["batch_real"], **plain)
+    objective.recorded = side != "plain"
+    clock.run(lambda: objective(net, pixels))
 
 
 def time_epoch(case, side, data, images, labels, clock):
     """One epoch of the inner loop on the synthetic set."""
-    net, generator = fresh_net(case, data.device), stream(0, "train")
-    config = DistillConfig(ipc=case["ipc"], precision=side)
-    epoch = inner_epoch(images, labels, net, config)
-    clock.run(lambda: train_on(images, labels, net, 1, config, generator, epoch))
+    net = fresh_net(case, data.device)
+    objective = prepared(data, ipc=case["ipc"], precision=side, inner=1)
+    clock.run(lambda: objective.train(net, images, labels))
+
+
+def prepared(data, **settings):
+    """DC's objective as a run has it."""
+    objective, config = Gradient(), DistillConfig(**settings).resolved()
+    objective.prepare(config, data, Streams(0))
+    return objective
 
 
 def time_iteration(case, side, data, images, labels, clock):

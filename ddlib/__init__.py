@@ -8,12 +8,12 @@ Config -> data -> `distill` -> `SyntheticSet` -> `evaluate` -> rows -> tables an
 >>> rows = ddlib.evaluate(synset, data, nets=["ConvNet", "LeNet"], protocol="kd", n_eval=3)
 """
 
-from . import matching
 from .config import DistillConfig, EvalConfig
 from .data import Data, full_real, load_data, random_real
 from .distill import distill
 from .errors import DDError
 from .evaluate import evaluate
+from .methods import METHODS, Images, Objective, Pixels, register_method
 from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net
 from .pool import Member, ModelPool
 from .results import Results, read_results
@@ -21,6 +21,7 @@ from .stats import interval, interval_text, paired_difference, summarise
 from .synset import SyntheticSet, load_synset
 
 __all__ = [
+    "METHODS",
     "MLP",
     "NETS",
     "VGG11",
@@ -30,9 +31,12 @@ __all__ = [
     "Data",
     "DistillConfig",
     "EvalConfig",
+    "Images",
     "LeNet",
     "Member",
     "ModelPool",
+    "Objective",
+    "Pixels",
     "ResNet18",
     "Results",
     "SyntheticSet",
@@ -44,9 +48,9 @@ __all__ = [
     "interval_text",
     "load_data",
     "load_synset",
-    "matching",
     "paired_difference",
     "random_real",
     "read_results",
+    "register_method",
     "summarise",
 ]

@@ -1,34 +1,38 @@
 """The settings of one distillation and of one evaluation, checked when they are made."""
 
 import typing
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from .errors import DDError, check_choice, check_range
+from .methods import get_method
 from .pool import PRESETS
 
-# Outer steps and inner epochs by ipc (Zhao et al., ICLR 2021; methods of the DC family).
-LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 ON_DIVERGENCE = ("skip", "stop")
 
 
-def loops(ipc):
-    """(outer steps, inner epochs) for an ipc; between the published values, those of the next lower one, at most ipc outer."""
-    outer, inner = LOOPS[max(k for k in LOOPS if k <= ipc)]
-    return outer, inner
+def by_method(default: Any) -> Any:
+    """A setting that is left open (None): the method's value holds, or else `default`."""
+    return field(default=None, metadata={"open": default})
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """One distillation. The defaults are the paper's (DC with the pool of arXiv 2402.13007, section 3.2).
+    """One distillation. The defaults are the paper's: DC with a pool (arXiv 2402.13007, section 3.2).
 
-    Snapshots are taken at the given iterations and at the last. `outer` and `inner` None follow `loops(ipc)`.
+    Settings of `by_method` may be None, which stands for the method's value; `resolved` fills them
+    in. `outer` and `inner` None: the method's for this ipc. `options`: settings of the method's
+    objective alone, such as `{"dm_scale": "main"}`. Snapshots are taken at the given iterations and
+    at the last. Defaults are not part of a run's `identity`: to change one confuses finished runs.
     """
 
     ipc: int = 1
+    method: str = "dc"
     pool: str = "main_plus_similar"
     seed: int = 0
-    iterations: int = 1000
+    iterations: int = by_method(1000)
     snapshots: tuple[int, ...] = ()
     main_prob: float = 0.9  # probability of the main model in main_plus_*
     warmup: int = 0  # so many first iterations use the main model only (released code: 500)
@@ -36,34 +40,38 @@ class DistillConfig:
     depth: int = 3
     similar_depth: int | None = None  # None: as deep as the main model (released code: 1)
     width_factor: float = 1.0  # AlexNet and VGG11 of the pool
-    outer: int | None = None
-    inner: int | None = None
-    batch_real: int = 256  # real images per class
-    batch_bn: int = 16  # real images per class that set BatchNorm's statistics
-    batch_train: int = 256
-    lr_images: float = 0.1
-    momentum_images: float = 0.5
-    lr_net: float = 0.01
-    init: str = "noise"  # or "real"
-    precision: str = "float32"  # bfloat16: autocast where nothing is differentiated twice; tf32: a GPU's products
-    slice_size: int | None = (
-        None  # real images per backward pass; None: as the device likes it, see `matching.default_slice`
-    )
+    outer: int | None = None  # steps of the pixels per iteration
+    inner: int | None = None  # epochs of the net between them
+    batch_real: int = by_method(256)  # real images per class
+    batch_bn: int = by_method(16)  # real images per class that set BatchNorm's statistics
+    batch_train: int = by_method(256)
+    lr_images: float = by_method(0.1)
+    momentum_images: float = by_method(0.5)
+    lr_net: float = by_method(0.01)
+    init: str = by_method("noise")  # or "real"
+    precision: str = "float32"  # bfloat16: autocast where nothing is differentiated twice
+    slice_size: int | None = None  # real images per pass; None: see `fast.default_slice`
     on_divergence: str = "skip"  # or "stop"
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
+        get_method(self.method).build(self.options)
+        if any(getattr(self, name) is None for name in OPEN):
+            self.resolved()  # which checks them all
+        else:
+            self._check_values()
+
+    def _check_values(self) -> None:
         for name in ("ipc", "batch_real", "batch_bn", "batch_train", "width", "depth"):
             check_range(name, getattr(self, name), 1)
-        for name in ("iterations", "warmup", "seed"):
+        for name in ("iterations", "warmup", "seed", "lr_images", "lr_net"):
             check_range(name, getattr(self, name), 0)
         for name in ("outer", "inner", "similar_depth", "slice_size"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)
         check_range("main_prob", self.main_prob, 0, 1)
         check_range("momentum_images", self.momentum_images, 0, 1)
-        for name in ("lr_images", "lr_net"):
-            check_range(name, getattr(self, name), 0)
         check_range("width_factor", self.width_factor, 0.01, 8)
         for k in self.snapshots:
             check_range("snapshots", k, 0, self.iterations)
@@ -73,11 +81,25 @@ class DistillConfig:
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("on_divergence", self.on_divergence, ON_DIVERGENCE)
 
-    @property
-    def loops(self):
-        """(outer steps, inner epochs) of this distillation."""
-        outer, inner = loops(self.ipc)
-        return self.outer or outer, self.inner or inner
+    def resolved(self) -> "DistillConfig":
+        """The same with the method's values for what was left open, all of its options included."""
+        method = get_method(self.method)
+        values = {name: method.defaults.get(name, OPEN[name]) for name in OPEN}
+        gaps = {name: value for name, value in values.items() if getattr(self, name) is None}
+        return replace(self, **gaps, options=method.options() | self.options)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this distillation from others: what differs from DC's defaults, JSON-able.
+
+        A setting or option that is added later, with a default, changes no earlier identity.
+        """
+        usual = get_method(self.method).options()
+        differing = differences(self.resolved(), type(self)().resolved())
+        differing["options"] = {k: v for k, v in self.options.items() if v != usual[k]}
+        return {name: value for name, value in differing.items() if value != {}}
+
+
+OPEN = {f.name: f.metadata["open"] for f in fields(DistillConfig) if "open" in f.metadata}
 
 
 @dataclass(frozen=True)
@@ -94,9 +116,9 @@ class EvalConfig:
     width_factor: float = 1.0  # AlexNet, VGG11, ResNet18
     alpha: float = 0.5  # weight of the distillation term (the released code's default)
     tau: float = 1.5  # temperature (the released code's default)
-    precision: str = "float32"  # bfloat16: training and testing under autocast; tf32 as above
+    precision: str = "float32"  # bfloat16: training and testing under autocast
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         for name in ("epochs", "batch", "width", "depth"):
             check_range(name, getattr(self, name), 1)
@@ -109,47 +131,57 @@ class EvalConfig:
         check_choice("precision", self.precision, PRECISIONS)
 
     @property
-    def drop_epoch(self):
+    def drop_epoch(self) -> int:
         """The epoch index after which lr drops and the momentum is reset: 151 of 0..300."""
         return (self.epochs - 1) // 2 + 1
 
 
-def coerce(cls, name, value):
+def coerce(cls: type, name: str, value: Any) -> Any:
     """A list as a tuple, one value for a tuple as a tuple of one, an int for a float as a float."""
     kind = typing.get_type_hints(cls)[name]
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
-        values = value if isinstance(value, (list, tuple)) else [value]
+        values = value if isinstance(value, list | tuple) else [value]
         return tuple(float(v) if item is float and type(v) is int else v for v in values)
     return float(value) if kind is float and type(value) is int else value
 
 
-def check_types(config):
-    """Raise `DDError` unless every field holds what its annotation says."""
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value, items = getattr(config, name), typing.get_args(kind)
-        if typing.get_origin(kind) is tuple:
+def check_types(config: Any) -> None:
+    """Raise `DDError` unless every field holds what its annotation says, or None if left open."""
+    hints = typing.get_type_hints(type(config))
+    for setting in fields(config):
+        value, kind = getattr(config, setting.name), hints[setting.name]
+        origin, items = typing.get_origin(kind), typing.get_args(kind)
+        if origin is tuple:
             right = isinstance(value, tuple) and all(is_a(v, items[0]) for v in value)
+        elif origin is dict:
+            right = isinstance(value, dict)
         else:
             right = any(is_a(value, k) for k in (items or (kind,)))
-        if not right:
-            raise DDError(
-                f"{name} is {value!r}; needed: {getattr(kind, '__name__', kind) if not items else kind}"
-            )
+        if not right and not (value is None and "open" in setting.metadata):
+            needed = kind if items else getattr(kind, "__name__", kind)
+            raise DDError(f"{setting.name} is {value!r}; needed: {needed}")
 
 
-def is_a(value, kind):
+def is_a(value: Any, kind: type) -> bool:
+    """Whether a value is of a kind; an int is good enough for a float, a bool for neither."""
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is kind if kind in (int, bool) else isinstance(value, kind)
 
 
-def to_dict(config):
+def to_dict(config: Any) -> dict[str, Any]:
     """A config as JSON-able data."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
 
-def check_known(cls, names):
+def differences(config: Any, default: Any) -> dict[str, Any]:
+    """The settings of a config that differ from those of `default`, JSON-able."""
+    usual = to_dict(default)
+    return {name: value for name, value in to_dict(config).items() if value != usual[name]}
+
+
+def check_known(cls: type, names: Iterable[str]) -> None:
     """Raise `DDError` for the first of `names` that is no setting of `cls`."""
     known = typing.get_type_hints(cls)
     for name in names:

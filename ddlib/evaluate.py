@@ -4,21 +4,21 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .config import DistillConfig, EvalConfig, check_known
+from .config import EvalConfig, check_known
 from .data import Data
-from .device import environment, keep_freed_memory
 from .errors import DDError, check_choice, check_range
-from .graphs import Epoch, Graph, side_by_side
+from .fast import Epoch, Graph, keep_freed_memory, mixed_precision, products, side_by_side
 from .losses import PROTOCOLS, Protocol, find_protocol
-from .matching import mixed_precision, set_products
+from .machine import environment
 from .nets import NETS, build_net
 from .progress import bar
-from .results import ROWS, Results, canonical, defaults, flat
+from .results import DISTILLATION, EVALUATION, ROWS, Results, canonical, flat
 from .rng import stream
 from .synset import SyntheticSet
 
@@ -59,7 +59,6 @@ def evaluate(
     """
     keep_freed_memory()
     config = configured(config, settings)
-    set_products(config.precision, data.device)
     protocol, teacher = find_protocol(protocol, teacher)
     synsets = [synset] if isinstance(synset, SyntheticSet) else list(synset)
     for one in synsets:
@@ -75,35 +74,25 @@ def evaluate(
         for net in nets
         for s in range(seed, seed + n_eval)
     }
+    about = [describe_set(one, data) for one in synsets]
     missing = [key for key in rows if any(results.get(row) is None for row in rows[key])]
-    with bar(
-        len(rows), f"evaluate {protocol.name}", len(rows) - len(missing), show=progress
-    ) as ticks:
+    ticks = bar(len(rows), f"evaluate {protocol.name}", len(rows) - len(missing), show=progress)
+    with products(config.precision, data.device), ticks:
         for group in groups(missing, data.device):
             if stop and stop():
                 break
             started = time.perf_counter()
-            pairs = [(synsets[k], s) for k, _, s in group]
-            trained = train_group(
-                pairs, data, protocol, group[0][1], teacher, config, results.teachers
-            )
-            tested = measure_group(trained, data, splits(split), config.precision)
+            pairs, net = [(synsets[k], s) for k, _, s in group], group[0][1]
+            trained = train_group(pairs, data, protocol, net, teacher, config, results.teachers)
+            outcomes = measure_group(trained, data, splits(split), config.precision)
             share = (time.perf_counter() - started) / len(group) / len(splits(split))
             machine = {"seconds": round(share, 3)} | machine_text(environment(data.device))
-            results.add(
-                [describe_set(synsets[k], data) for k, *_ in group],
-                [
-                    row | {"accuracy": accuracy, "diverged": diverged} | machine
-                    for key, outcomes in zip(group, tested, strict=True)
-                    for row, (accuracy, diverged) in zip(rows[key], outcomes, strict=True)
-                ],
-            )
+            tested = zip([row for key in group for row in rows[key]], chain(*outcomes), strict=True)
+            results.add([about[k] for k, *_ in group], [row | o | machine for row, o in tested])
             ticks.update(len(group))
     finished = [results.get(row) for same in rows.values() for row in same]
-    return flat(
-        pd.DataFrame([describe_set(one, data) for one in synsets]).drop_duplicates("set"),
-        pd.DataFrame([row for row in finished if row is not None], columns=list(ROWS)),
-    )
+    sets = pd.DataFrame(about).drop_duplicates("set")
+    return flat(sets, pd.DataFrame([r for r in finished if r is not None], columns=list(ROWS)))
 
 
 def splits(split: str) -> tuple[str, ...]:
@@ -140,7 +129,7 @@ def describe_row(
     changed = {
         name: value
         for name, value in asdict(config).items()
-        if name not in unused and value != defaults(EvalConfig)[name]
+        if name not in unused and value != EVALUATION[name]
     }
     if teacher:
         changed |= {"teacher": teacher, "alpha": config.alpha, "tau": config.tau}
@@ -170,9 +159,8 @@ def describe_set(synset: SyntheticSet, data: Data) -> dict:
         "iteration": synset.iteration,
         "seed": about.pop("seed", 0),
     }
-    known = defaults(DistillConfig)
     irrelevant = {*identity, "snapshots"}
-    changed = {k: v for k, v in about.items() if k not in irrelevant and v != known.get(k)}
+    changed = {k: v for k, v in about.items() if k not in irrelevant and v != DISTILLATION.get(k)}
     held_out = len(data.y_val) / (len(data.y_val) + len(data.y_train))
     changed["val_fraction"] = round(held_out, 3)
     return (
@@ -237,11 +225,12 @@ def on_device(synset: SyntheticSet, data: Data) -> tuple[Tensor, Tensor]:
 
 def measure_group(
     nets: Sequence[nn.Module], data: Data, names: Sequence[str], precision: str
-) -> list[list[tuple[float, bool]]]:
-    """Per net a list with `measure_accuracy` on each of the splits."""
+) -> list[list[dict]]:
+    """Per net a list with accuracy and diverged (`measure_accuracy`) on each of the splits."""
 
-    def measure(net: nn.Module) -> list[tuple[float, bool]]:
-        return [measure_accuracy(net, *data.split(name), precision) for name in names]
+    def measure(net: nn.Module) -> list[dict]:
+        measured = [measure_accuracy(net, *data.split(name), precision) for name in names]
+        return [{"accuracy": accuracy, "diverged": diverged} for accuracy, diverged in measured]
 
     if torch.device(data.device).type == "cuda":
         return [measure(net) for net in nets]
@@ -273,6 +262,7 @@ def train_nets(
             for training, generator in zip(trainings, generators, strict=True):
                 training.epoch.shuffle(generator)
             epoch()
+        epoch.close()
 
 
 def train_net(

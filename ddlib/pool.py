@@ -1,11 +1,19 @@
-"""The model pool: which architecture an iteration of distillation matches gradients on (arXiv 2402.13007, section 3.2)."""
+"""The model pool: which architecture an iteration matches on (arXiv 2402.13007, section 3.2)."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from .errors import DDError, check_choice
 from .nets import build_net
+
+if TYPE_CHECKING:
+    from .config import DistillConfig
 
 PRESETS = ("main", "total_random", "main_plus_others", "main_plus_similar")
 OTHERS = ("LeNet", "AlexNet", "VGG11")
@@ -18,148 +26,160 @@ SIMILAR = {
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of a pool: a probability, a net's name, and its options. An option that is a list is drawn uniformly."""
+    """One entry of a pool: its probability, a net by name or class, and the net's options.
+
+    An option that is a list is drawn uniformly.
+    """
 
     probability: float
-    net: str
-    options: dict = field(default_factory=dict)
+    net: str | type[nn.Module]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.net if isinstance(self.net, str) else self.net.__name__
+
+    def variants(self) -> Iterator[dict[str, Any]]:
+        """Descriptions in which every choice of every option comes up."""
+        lists = {k: v for k, v in self.options.items() if isinstance(v, list)}
+        first = {"net": self.name} | self.options | {k: v[0] for k, v in lists.items()}
+        yield first
+        for option, choices in lists.items():
+            for choice in choices[1:]:
+                yield first | {option: choice}
 
 
 class ModelPool:
     """Architectures with probabilities; the first member is the main model.
 
-    `members`: a list of `Member`s whose probabilities sum to 1. `warmup`: the first so many iterations use the main model
-    only (the paper: 0; its released code: 500). `shape`: (channels, side, classes) of the nets that `sample` builds. `name`:
-    what rows of results will say; one that starts with "custom" for a pool of your own.
-    Raises `DDError` for an empty pool, probabilities that do not sum to 1, or a member that cannot be built.
+    `members`: their probabilities sum to 1. `warmup`: the first so many iterations use the main
+    model only (the paper: 0; its released code: 500). `shape`: the nets' (channels, side, classes).
+    `name`: what rows of results will say; one that starts with "custom" for a pool of your own.
+    Raises `DDError` for an empty pool, wrong probabilities, or a member that cannot be built.
 
-    >>> pool = ModelPool([Member(0.9, "ConvNet"), Member(0.1, "ConvNet", {"activation": ["sigmoid", "swish"]})])
+    >>> ModelPool([Member(0.9, "ConvNet"), Member(0.1, "ConvNet", {"norm": ["batch", "layer"]})])
     """
 
-    def __init__(self, members, warmup=0, shape=(3, 32, 10), name="custom"):
-        self.members, self.warmup, self.shape, self.name = (
-            tuple(members),
-            warmup,
-            tuple(shape),
-            name,
-        )
+    def __init__(
+        self,
+        members: Iterable[Member],
+        warmup: int = 0,
+        shape: tuple[int, int, int] = (3, 32, 10),
+        name: str = "custom",
+    ) -> None:
+        self.members, self.warmup, self.shape = tuple(members), warmup, tuple(shape)
+        self.name = name
         if not self.members:
             raise DDError("the pool is empty; it needs at least one Member")
-        self.probabilities = torch.tensor(
-            [m.probability for m in self.members], dtype=torch.float64
-        )
-        if not (
-            (self.probabilities >= 0).all() and abs(float(self.probabilities.sum()) - 1) <= 1e-6
-        ):
-            values = [m.probability for m in self.members]
-            raise DDError(
-                f"pool probabilities {values} sum to {sum(values):g}; they must be at least 0 and sum to 1"
-            )
-        with torch.device(
-            "meta"
-        ):  # every member must build, found out now and not at iteration 900
+        if len({m.name for m in self.members}) < len({m.net for m in self.members}):
+            raise DDError("two members of the pool are different nets of the same name")
+        values = [member.probability for member in self.members]
+        self.probabilities = torch.tensor(values, dtype=torch.float64)
+        if not ((self.probabilities >= 0).all() and abs(self.probabilities.sum() - 1) <= 1e-6):
+            needed = "they must be at least 0 and sum to 1"
+            raise DDError(f"pool probabilities {values} sum to {sum(values):g}; {needed}")
+        with torch.device("meta"):  # every member must build, found out now, not at iteration 900
             for member in self.members:
-                for option in [k for k, v in member.options.items() if isinstance(v, list)] or [
-                    None
-                ]:
-                    for choice in member.options.get(option, [None]):
-                        first = {
-                            k: v[0] if isinstance(v, list) else v for k, v in member.options.items()
-                        }
-                        self.build(
-                            {"net": member.net} | first | ({option: choice} if option else {})
-                        )
+                for description in member.variants():
+                    self.build(description)
 
     @classmethod
     def preset(
         cls,
-        name,
-        main_prob=0.9,
-        width=128,
-        depth=3,
-        width_factor=1.0,
-        similar_depth=None,
-        warmup=0,
-        shape=(3, 32, 10),
-    ):
-        """One of the paper's pools: `main`, `total_random`, `main_plus_others` or `main_plus_similar`.
-
-        `main_prob` is the main model's probability in the last two. `similar_depth` is the depth of the similar ConvNets
-        (None: as deep as the main one, the paper's text; its released code has 1). `width` and `depth` belong to the
-        ConvNets, `width_factor` scales AlexNet and VGG11.
-        """
+        name: str,
+        main_prob: float = 0.9,
+        width: int = 128,
+        depth: int = 3,
+        width_factor: float = 1.0,
+        similar_depth: int | None = None,
+        warmup: int = 0,
+        shape: tuple[int, int, int] = (3, 32, 10),
+    ) -> ModelPool:
+        """One of the paper's pools (`PRESETS`); see `DistillConfig` for its settings."""
         check_choice("pool", name, PRESETS)
         convnet = {"width": width, "depth": depth}
-        others = [(net, {} if net == "LeNet" else {"width_factor": width_factor}) for net in OTHERS]
-        rest = 1 - main_prob
-        members = {
-            "main": [Member(1.0, "ConvNet", convnet)],
-            "total_random": [
-                Member(0.25, "ConvNet", convnet),
-                *(Member(0.25, net, o) for net, o in others),
-            ],
-            "main_plus_others": [
-                Member(main_prob, "ConvNet", convnet),
-                *(Member(rest / len(others), net, o) for net, o in others),
-            ],
-            "main_plus_similar": [
-                Member(main_prob, "ConvNet", convnet),
-                Member(
-                    rest, "ConvNet", {"width": width, "depth": similar_depth or depth, **SIMILAR}
-                ),
-            ],
-        }[name]
+        similar = {"width": width, "depth": similar_depth or depth, **SIMILAR}
+        main = {"main": 1.0, "total_random": 0.25}.get(name, main_prob)
+        members = [Member(main, "ConvNet", convnet)]
+        if name in ("total_random", "main_plus_others"):
+            share = 0.25 if name == "total_random" else (1 - main_prob) / len(OTHERS)
+            for net in OTHERS:
+                scale = {} if net == "LeNet" else {"width_factor": width_factor}
+                members.append(Member(share, net, scale))
+        elif name == "main_plus_similar":
+            members.append(Member(1 - main_prob, "ConvNet", similar))
         return cls(members, warmup, shape, name)
 
-    def draw(self, generator, iteration=None):
-        """Draw a description such as `{"net": "ConvNet", "width": 128, ...}`; `iteration` (from 1) decides on the warm-up."""
-        if iteration is not None and iteration <= self.warmup:
-            member = self.members[0]
-        else:
-            member = self.members[
-                int(torch.multinomial(self.probabilities, 1, generator=generator))
-            ]
-        choices = {}
+    def draw(self, generator: torch.Generator, iteration: int | None = None) -> dict[str, Any]:
+        """Draw a description such as `{"net": "ConvNet", "width": 128, ...}`.
+
+        `iteration` (from 1) decides on the warm-up.
+        """
+        member = self.members[0]
+        if iteration is None or iteration > self.warmup:
+            drawn = torch.multinomial(self.probabilities, 1, generator=generator)
+            member = self.members[int(drawn)]
+        description: dict[str, Any] = {"net": member.name}
         for option, value in member.options.items():
             if isinstance(value, list):
                 value = value[int(torch.randint(len(value), (), generator=generator))]
-            choices[option] = value
-        return {"net": member.net, **choices}
+            description[option] = value
+        return description
 
-    def build(self, description, generator=None):
+    def build(
+        self, description: dict[str, Any], generator: torch.Generator | None = None
+    ) -> nn.Module:
         """The net of a description, freshly initialised from `generator`."""
         channels, side, classes = self.shape
         options = {k: v for k, v in description.items() if k != "net"}
-        return build_net(
-            description["net"], generator, channels=channels, side=side, classes=classes, **options
-        )
+        net = {member.name: member.net for member in self.members}[description["net"]]
+        return build_net(net, generator, channels=channels, side=side, classes=classes, **options)
 
-    def sample(self, generator, iteration=None, weights=None):
-        """Draw an architecture from `generator` and fresh weights from `weights` (default: the same generator).
-
-        Returns `(description, net)`.
-        """
+    def sample(
+        self,
+        generator: torch.Generator,
+        iteration: int | None = None,
+        weights: torch.Generator | None = None,
+    ) -> tuple[dict[str, Any], nn.Module]:
+        """A drawn description, and its net with weights from `weights` (else from `generator`)."""
         description = self.draw(generator, iteration)
         return description, self.build(description, weights or generator)
 
-    def to_dict(self):
-        """The pool as JSON-able data; `ModelPool.from_dict` is its inverse."""
-        return {
-            "name": self.name,
-            "warmup": self.warmup,
-            "shape": list(self.shape),
-            "members": [asdict(m) for m in self.members],
-        }
+    def check(self, shape: tuple[int, int, int]) -> ModelPool:
+        """This pool; `DDError` if its nets do not fit data of a shape (channels, side, classes)."""
+        if self.shape != tuple(shape):
+            nets = f"the pool builds nets for (channels, side, classes) {self.shape}"
+            raise DDError(f"{nets}; the data have {tuple(shape)}")
+        return self
 
-    @classmethod
-    def from_dict(cls, data):
-        """A pool from `to_dict`'s data."""
-        return cls(
-            [Member(**m) for m in data["members"]], data["warmup"], data["shape"], data["name"]
+    def is_main(self, description: dict[str, Any]) -> bool:
+        """Whether a description may have been drawn from the main model."""
+        main = {"net": self.members[0].name, **self.members[0].options}
+        return main.keys() == description.keys() and all(
+            description[k] in (v if isinstance(v, list) else [v]) for k, v in main.items()
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The pool as JSON-able data; `from_dict` is its inverse, for nets known by name."""
+        members = [asdict(member) | {"net": member.name} for member in self.members]
+        about = {"name": self.name, "warmup": self.warmup, "shape": list(self.shape)}
+        return about | {"members": members}
 
-def label(description):
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelPool:
+        """A pool from `to_dict`'s data."""
+        members = [Member(**member) for member in data["members"]]
+        return cls(members, data["warmup"], data["shape"], data["name"])
+
+
+def pool_of(config: DistillConfig, shape: tuple[int, int, int]) -> ModelPool:
+    """The preset that a config names."""
+    names = ("main_prob", "width", "depth", "width_factor", "similar_depth", "warmup")
+    settings = {name: getattr(config, name) for name in names}
+    return ModelPool.preset(config.pool, shape=shape, **settings)
+
+
+def label(description: dict[str, Any]) -> str:
     """A short name for a description: `ConvNet-relu-instance-average`, `VGG11`."""
     parts = [str(description[k]) for k in ("activation", "norm", "pooling") if k in description]
-    return "-".join([description["net"], *parts])
+    return "-".join([str(description.get("net", "")), *parts])

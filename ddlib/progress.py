@@ -1,18 +1,18 @@
-"""Progress with a time left: a bar in a notebook or terminal, or in the file that the launcher shows."""
+"""Progress with a time left: a bar in a notebook or terminal, or in the launcher's file."""
 
 import os
+from typing import Any
 
 from tqdm.auto import tqdm
 
 VARIABLE = "DDLIB_PROGRESS"  # set by the launcher: a file that it copies to the terminal
 
 
-def bar(total, description, initial=0, show=True):
+def bar(total: int, description: str, initial: int = 0, show: bool = True) -> Any:
     """A tqdm bar of `total` steps. `TQDM_DISABLE=1` hides all bars."""
-    options = {"total": total, "desc": description, "initial": initial, "leave": False}
-    if (
-        not show or os.environ.get("TQDM_DISABLE") == "1"
-    ):  # tqdm's notebook bars overlook the variable
+    options: dict[str, Any] = {"total": total, "desc": description, "initial": initial}
+    options["leave"] = False
+    if not show or os.environ.get("TQDM_DISABLE") == "1":  # notebook bars overlook the variable
         return tqdm(**options, disable=True)
     if path := os.environ.get(VARIABLE):
         from tqdm import tqdm as plain

@@ -7,12 +7,11 @@ study keeps one small file per finished task, written whole or not at all; sever
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 
-from .config import DistillConfig, EvalConfig
+from .config import DistillConfig, EvalConfig, to_dict
 from .errors import DDError
 from .store import write_atomic
 
@@ -46,6 +45,8 @@ ROWS = (
 )
 KEY = ROWS[:7]  # which experiment a row is: two rows that agree here are the same
 TRAINING = tuple(name for name in KEY if name != "split")  # which trained net a row tested
+EVALUATION = to_dict(EvalConfig())  # the defaults of settings that rows do not name
+DISTILLATION = to_dict(DistillConfig().resolved())  # those of sets: DC's, whatever their method
 UNUSED = {"teacher": "", "alpha": float("nan"), "tau": float("nan")}  # where a row names none
 
 
@@ -162,8 +163,8 @@ def flat(sets: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"set {name} is not in the table of sets")
     nets = frame[list(TRAINING)].astype(str).itertuples(index=False, name=None)
     frame["training"] = pd.Series(map("|".join, nets), index=frame.index, dtype=str)
-    evaluation = settings_columns(frame.pop("settings"), defaults(EvalConfig) | UNUSED)
-    distillation = settings_columns(frame.pop("settings_set"), defaults(DistillConfig))
+    evaluation = settings_columns(frame.pop("settings"), EVALUATION | UNUSED)
+    distillation = settings_columns(frame.pop("settings_set"), DISTILLATION)
     distillation = distillation.drop(columns=[name for name in distillation if name in frame])
     distillation = distillation.rename(columns={name: f"set_{name}" for name in evaluation})
     frame["diverged"] = frame["diverged"].astype(str).map({"True": True, "False": False})
@@ -180,11 +181,6 @@ def settings_columns(texts: pd.Series, default: dict) -> pd.DataFrame:
     names = dict.fromkeys([*default, *(name for each in settings for name in each)])
     columns = {name: [each.get(name, default.get(name)) for each in settings] for name in names}
     return pd.DataFrame(columns, index=texts.index)
-
-
-def defaults(config: type) -> dict:
-    """The default of every setting of a config class."""
-    return {field.name: field.default for field in fields(config)}
 
 
 def trained_nets(rows: pd.DataFrame) -> int:

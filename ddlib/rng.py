@@ -1,34 +1,51 @@
-"""Randomness: named generators, all derived from one seed. Nothing in ddlib draws from anywhere else."""
+"""Randomness: named generators, all derived from one seed. Nothing draws from elsewhere."""
 
 import contextlib
 import hashlib
 import threading
+from collections.abc import Iterator
 
 import torch
 
 _global_generator = threading.Lock()  # distillations side by side share the process
 
 
-def stream(seed, *names):
+def stream(seed: int, *names: object) -> torch.Generator:
     """A CPU generator that depends on `seed` and `names` alone: `stream(0, "eval", "LeNet", 3)`.
 
-    Different names give independent sequences, so that one consumer drawing more never shifts another's numbers.
+    Different names give independent sequences: one consumer drawing more never shifts another's.
     """
     digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def streams(seed, names):
-    """A dict of named generators, one per name."""
-    return {name: stream(seed, name) for name in names}
+class Streams(dict[str, torch.Generator]):
+    """The generators of one seed by name, each made when it is first asked for."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def __missing__(self, name: str) -> torch.Generator:
+        self[name] = stream(self.seed, name)
+        return self[name]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Where each generator is."""
+        return {name: generator.get_state() for name, generator in self.items()}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put the generators back to where `state` saw them."""
+        for name, tensor in tensors.items():
+            self[name].set_state(tensor)
 
 
 @contextlib.contextmanager
-def torch_seeded_by(generator):
+def torch_seeded_by(generator: torch.Generator) -> Iterator[None]:
     """Within the block torch's global generator follows `generator`; outside nothing changes.
 
-    PyTorch's layers initialise themselves from the global generator. This gives them a named one for the moment, which
-    keeps the library's own, tested initialisation.
+    PyTorch's layers initialise themselves from the global generator. This gives them a named one
+    for the moment, which keeps the library's own, tested initialisation.
     """
     with _global_generator:
         before = torch.default_generator.get_state()

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, and tensors with their description in one safetensors file."""
+"""Files that are whole or absent: atomic writes, and tensors with their description in one file."""
 
 import contextlib
 import errno
@@ -6,24 +6,28 @@ import json
 import math
 import os
 import struct
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from .errors import DDError
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository
 
 
-def write_atomic(path, content):
-    """Write `content` (str or bytes) to `path` through a temporary file in the same folder and a rename.
+def write_atomic(path: str | Path, content: str | bytes) -> Path:
+    """Write `content` to `path` through a temporary file in the same folder and a rename.
 
-    A reader sees the old file or the new one, never a part. Raises `DDError` when the disk is full or read-only; the old
-    file is then untouched and the temporary one is gone.
+    A reader sees the old file or the new one, never a part, whoever else writes. Raises `DDError`
+    when the disk is full or read-only; the old file is then untouched, the temporary one gone.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -33,7 +37,7 @@ def write_atomic(path, content):
         os.replace(temporary, path)
     except OSError as error:
         reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-        why = reasons.get(error.errno, error.strerror)
+        why = reasons.get(error.errno or 0, error.strerror)
         raise DDError(f"cannot write {path}: {why}; what was there before is untouched") from error
     finally:
         with contextlib.suppress(OSError):
@@ -41,43 +45,44 @@ def write_atomic(path, content):
     return path
 
 
-def save_tensors(path, tensors, info):
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], info: Any) -> Path:
     """Save named tensors and the JSON-able `info` as one safetensors file, atomically.
 
-    The JSON travels in the file's own header, so that tensors and description can never come apart.
+    The JSON travels in the file's own header: tensors and description can never come apart.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return write_atomic(path, to_bytes(tensors, metadata={"ddlib": json.dumps(info)}))
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_atomic(path, to_bytes(plain, metadata={"ddlib": json.dumps(info)}))
 
 
-def load_tensors(path):
-    """Read what `save_tensors` wrote: `(tensors, info)`. Raises `DDError` for a missing, damaged or foreign file."""
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], Any]:
+    """Read what `save_tensors` wrote: `(tensors, info)`.
+
+    Raises `DDError` for a missing, damaged or foreign file.
+    """
     path = Path(path)
     if not path.is_file():
         raise DDError(f"no file {path}")
     try:
         with safetensors.safe_open(path, "pt") as file:
             info = json.loads((file.metadata() or {})["ddlib"])
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, info
+            return {name: file.get_tensor(name) for name in list(file.keys())}, info
     except KeyError as error:
         raise DDError(
             f"{path} is a safetensors file, but not one of ddlib's (no 'ddlib' entry in its header)"
         ) from error
     except (safetensors.SafetensorError, struct.error, ValueError, OSError) as error:
-        raise DDError(
-            f"{path} is damaged or no safetensors file ({str(error).splitlines()[0]})"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise DDError(f"{path} is damaged or no safetensors file ({reason})") from error
 
 
-def dumps(info):
+def dumps(info: Any) -> str:
     """Readable JSON; NaN and infinities become null."""
+    return json.dumps(_finite(info), indent=1) + "\n"
 
-    def clean(value):
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        if isinstance(value, dict):
-            return {str(k): clean(v) for k, v in value.items()}
-        return [clean(v) for v in value] if isinstance(value, (list, tuple)) else value
 
-    return json.dumps(clean(info), indent=1) + "\n"
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,15 +1,21 @@
 """Settings: every profile builds, and a wrong name or value fails at once with what is allowed."""
 
 import json
+from dataclasses import field, make_dataclass, replace
 
 import pytest
 import torch
 from conftest import refused
 
 from ddlib.config import DistillConfig, EvalConfig, check_known, to_dict
-from ddlib.device import environment, pick_device
+from ddlib.distill import distill
 from ddlib.errors import check_choice, check_range
+from ddlib.machine import environment, pick_device
+from ddlib.methods import METHODS, Method
+from ddlib.methods.distribution import Distribution
+from ddlib.methods.gradient import loops
 from ddlib.pool import ModelPool
+from ddlib.run import store_name
 from ddlib.study.profiles import PROFILES, get_profile, parse_settings
 
 
@@ -30,7 +36,7 @@ def test_every_profile_builds_all_its_configs_and_pools(name):
 
 def test_paper_profile_is_the_papers():
     distill, evaluate = (
-        get_profile("paper").distill_config("main_plus_similar", 0, 10),
+        get_profile("paper").distill_config("main_plus_similar", 0, 10).resolved(),
         get_profile("paper").eval_config(),
     )
     assert (
@@ -41,7 +47,7 @@ def test_paper_profile_is_the_papers():
         distill.similar_depth,
     ) == (128, 3, 0.9, 0, None)
     assert (distill.batch_real, distill.batch_bn, distill.batch_train) == (256, 16, 256)
-    assert (distill.lr_images, distill.momentum_images, distill.lr_net, distill.loops) == (
+    assert (distill.lr_images, distill.momentum_images, distill.lr_net, loops(10)) == (
         0.1,
         0.5,
         0.01,
@@ -149,6 +155,13 @@ def test_unknown_profile_is_refused():
         ({"lr_images": "fast"}, ("lr_images is 'fast'", "float")),
         ({"lr_images": -0.1}, ("lr_images is -0.1", "at least 0")),
         ({"momentum_images": -0.5}, ("momentum_images is -0.5", "0")),
+        ({"method": "dmm"}, ("'dmm'", "did you mean 'dm'", "dc, dm")),
+        ({"method": None}, ("method is None", "str")),
+        ({"method": "dm", "options": {"dm_scal": "main"}}, ("'dm_scal'", "'dm_scale'")),
+        ({"method": "dm", "options": {"dm_scale": "all"}}, ("'all'", "none, main")),
+        ({"options": {"dm_scale": "main"}}, ("'dm_scale'", "Gradient")),
+        ({"options": ["dm_scale"]}, ("options is ['dm_scale']", "dict")),
+        ({"method": "dm", "snapshots": (20_001,)}, ("snapshots is 20001", "0 to 20000")),
     ],
     ids=lambda value: (
         ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
@@ -184,14 +197,91 @@ def test_an_int_is_good_enough_for_a_float():
 
 
 def test_defaults_are_the_papers():
-    config = DistillConfig()
+    config = DistillConfig().resolved()
     assert (config.iterations, config.pool, config.main_prob, config.similar_depth) == (
         1000,
         "main_plus_similar",
         0.9,
         None,
     )
-    assert config.loops == (1, 1) and DistillConfig(ipc=10, outer=3).loops == (3, 50)
+
+
+def test_what_is_left_open_is_the_methods():
+    config = DistillConfig(method="dm", iterations=5)
+    assert (config.iterations, config.init) == (5, None)
+    config = config.resolved()
+    assert (config.iterations, config.init, config.lr_images) == (5, "real", 1.0)
+    assert config.resolved() == config
+
+
+def test_a_config_can_be_changed_after_it_was_made():
+    """What is left open follows the method that it gets."""
+    config = replace(DistillConfig(ipc=2, seed=3), method="dm")
+    assert config == DistillConfig(ipc=2, seed=3, method="dm")
+    assert replace(config, method="dc").resolved() == DistillConfig(ipc=2, seed=3).resolved()
+
+
+DM = {"method": "dm", "init": "real", "lr_images": 1.0, "iterations": 20_000}
+OTHER_DM = {"method": "dm", "lr_images": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {}),
+        ({"lr_images": 0.1, "iterations": 1000, "pool": "main_plus_similar"}, {}),
+        ({"lr_images": 0.2, "snapshots": (1, 2)}, {"lr_images": 0.2, "snapshots": [1, 2]}),
+        ({"method": "dm"}, DM),
+        ({"method": "dm", "lr_images": 1.0, "init": "real"}, DM),
+        ({"method": "dm", "iterations": 1000, "init": "noise", "lr_images": 0.2}, OTHER_DM),
+        ({"method": "dm", "options": {"dm_scale": "none"}}, DM),
+        ({"method": "dm", "options": {"dm_scale": "main"}}, DM | {"options": {"dm_scale": "main"}}),
+    ],
+)
+def test_identity_holds_what_differs_from_the_defaults(settings, expected):
+    """Left open or given as the method has it is the same."""
+    config = DistillConfig(**settings)
+    assert config.identity() == config.resolved().identity() == expected
+
+
+def test_a_new_setting_finds_yesterdays_run(tmp_path, data):
+    """With its default it changes no identity; another value does."""
+    new = [("brightness", float, field(default=0.0)), ("steps", tuple[int, ...], field(default=()))]
+    later = make_dataclass("Later", new, bases=(DistillConfig,), frozen=True)
+    small = {"width": 4, "depth": 1, "batch_real": 6, "batch_bn": 4, "iterations": 3}
+    assert store_name(DistillConfig(**small), data) == store_name(later(**small), data)
+    assert store_name(later(**small, brightness=0.5), data) != store_name(later(**small), data)
+    whole = distill(later(**small), data, progress=False)
+    store = {"store": tmp_path, "progress": False}
+    distill(DistillConfig(**small), data, stop=lambda k: k == 2, **store)
+    again = distill(later(**small), data, **store)
+    assert again.id == whole.id and again.log["iteration"].tolist() == [1, 2, 3]
+    with refused("another brightness"):
+        distill(later(**small, brightness=0.5), data, **store)
+    finished = distill(later(**small), data, stop=lambda k: pytest.fail("it is done"), **store)
+    assert finished.id == whole.id
+
+
+def test_other_defaults_of_a_method_never_find_its_earlier_runs(data, monkeypatch):
+    name = store_name(DistillConfig(method="dm"), data)
+    monkeypatch.setitem(
+        METHODS, "dm", Method(Distribution, {**METHODS["dm"].defaults, "lr_images": 5.0})
+    )
+    assert store_name(DistillConfig(method="dm"), data) != name
+    assert store_name(DistillConfig(method="dm", lr_images=1.0), data) == name
+
+
+def test_a_new_option_finds_yesterdays_run(data, monkeypatch):
+    class Later(Distribution):
+        def __init__(self, dm_scale="none", dm_power=2):
+            super().__init__(dm_scale)
+
+    configs = [DistillConfig(method="dm", options=o) for o in ({}, {"dm_scale": "main"})]
+    names = [store_name(config, data) for config in configs]
+    monkeypatch.setitem(METHODS, "dm", Method(Later, METHODS["dm"].defaults))
+    assert [store_name(config, data) for config in configs] == names
+    other = DistillConfig(method="dm", options={"dm_power": 1})
+    assert store_name(other, data) not in names
 
 
 def test_to_dict_is_json():

@@ -10,14 +10,17 @@ import torch.nn.functional as F
 from conftest import make_data, module, refused
 from torch import nn
 
-from ddlib.config import DistillConfig, loops
-from ddlib.distill import distill, read_log, store_name
+from ddlib.config import DistillConfig
+from ddlib.distill import distill
+from ddlib.methods.gradient import loops
+from ddlib.methods.objective import Objective
 from ddlib.nets import MaxPool, MeanPool
 from ddlib.pool import Member, ModelPool
 from ddlib.rng import stream
+from ddlib.run import Run, read_log, store_name
 from ddlib.store import load_tensors, save_tensors
 
-loop = module("distill")
+runs = module("run")
 SMALL = {
     "ipc": 2,
     "main_prob": 0.4,
@@ -168,11 +171,11 @@ def train_slowly(net, images, labels, config, generator):
     ],
 )
 def test_loop_equals_the_slow_version(tmp_path, options, changes):
-    settings, data = config(precision="float64", **changes), make_data()
+    settings, data = config(precision="float64", **changes).resolved(), make_data()
     pool = ModelPool([Member(1.0, "ConvNet", {"width": 4, "depth": 1} | options)], shape=data.shape)
-    result = distill(settings, data, pool, tmp_path, progress=False)
+    result = distill(settings, data, pool, store=tmp_path, progress=False)
     images, losses = slow_dc(settings, data.to(dtype=torch.float64), pool)
-    mine = load_tensors(tmp_path / "checkpoint.safetensors")[0]["images"]
+    mine = load_tensors(tmp_path / "checkpoint.safetensors")[0]["images.pixels"]
     assert mine.dtype == torch.float64
     torch.testing.assert_close(mine, images, rtol=1e-9, atol=1e-12)
     assert result.log["loss"].tolist() == pytest.approx(losses, rel=1e-9)
@@ -183,8 +186,8 @@ def test_loop_equals_the_slow_version(tmp_path, options, changes):
 
 @contextlib.contextmanager
 def stopped_at(name, call, after=False, error=KeyboardInterrupt):
-    """Within the block call number `call` of `ddlib.distill.<name>` raises, before or after its work."""
-    owner = loop if hasattr(loop, name) else loop.Run
+    """Within the block, call number `call` of a run's or an objective's method raises."""
+    owner = next(o for o in (Run, Objective, runs) if hasattr(o, name))
     real, calls = getattr(owner, name), []
 
     def interrupted(*args, **kwargs):
@@ -205,22 +208,21 @@ def stopped_at(name, call, after=False, error=KeyboardInterrupt):
 @pytest.mark.parametrize(
     ("name", "call"),
     [
-        ("matching_step", 1),
-        ("matching_step", 3),
-        ("matching_step", 4),
-        ("train_on", 2),
-        ("finish_iteration", 3),
+        ("match", 1),
+        ("match", 3),
+        ("match", 4),
+        ("train", 2),
+        ("finish", 3),
         ("_snapshot", 2),
-        ("freeze_batchnorm", 1),
-        ("train_on", 4),
+        ("freeze", 1),
+        ("guard", 4),
+        ("train", 4),
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, data, name, call, after):
     settings = {"snapshots": (0, 2), "seed": 3}
     whole = run(data, **settings)
-    assert (
-        whole.log["architecture"].str.contains("batch").any()
-    )  # else freeze_batchnorm is never called
+    assert whole.log["architecture"].str.contains("batch").any()  # else freeze is never called
     with stopped_at(name, call, after):
         run(data, tmp_path, **settings)
     assert_same_run(run(data, tmp_path, **settings), whole)
@@ -229,7 +231,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, data, name, call
 def test_interrupted_again_and_again_equals_uninterrupted(tmp_path, data):
     whole = run(data)
     for _ in range(3):  # one iteration gets done each time
-        with stopped_at("matching_step", 4):
+        with stopped_at("match", 4):
             run(data, tmp_path)
     assert load_tensors(tmp_path / "checkpoint.safetensors")[1]["iteration"] == 3
     assert_same_run(run(data, tmp_path), whole)
@@ -238,8 +240,8 @@ def test_interrupted_again_and_again_equals_uninterrupted(tmp_path, data):
 @pytest.mark.parametrize("call", [3, 5, 8])
 def test_killed_without_warning_goes_on_from_the_last_checkpoint(tmp_path, data, monkeypatch, call):
     whole = run(data, snapshots=(1,))
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)  # save after every iteration
-    with stopped_at("matching_step", call, error=MemoryError):
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1)  # save after every iteration
+    with stopped_at("match", call, error=MemoryError):
         run(data, tmp_path, snapshots=(1,))
     assert load_tensors(tmp_path / "checkpoint.safetensors")[1]["iteration"] == (call - 1) // 2
     assert_same_run(run(data, tmp_path, snapshots=(1,)), whole)
@@ -248,17 +250,18 @@ def test_killed_without_warning_goes_on_from_the_last_checkpoint(tmp_path, data,
 def test_killed_between_log_and_checkpoint_goes_on(tmp_path, data, monkeypatch):
     """The log may then be longer than the checkpoint says."""
     whole = run(data)
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1)
     with stopped_at("save_tensors", 3, error=MemoryError):
         run(data, tmp_path)
-    assert len(read_log(tmp_path / "log.csv")) == 3
+    assert len(read_log(tmp_path / "log.csv", 0)) == 0
+    assert len(pd.read_csv(tmp_path / "log.csv")) == 3
     assert load_tensors(tmp_path / "checkpoint.safetensors")[1]["iteration"] == 2
     assert_same_run(run(data, tmp_path), whole)
 
 
 def test_finished_run_is_read_back(tmp_path, data, monkeypatch):
     first = run(data, tmp_path, snapshots=(0, 2))
-    monkeypatch.delattr(loop, "matching_step")
+    monkeypatch.setattr(Objective, "match", None)
     assert_same_run(run(data, tmp_path, snapshots=(0, 2)), first)
 
 
@@ -290,13 +293,13 @@ def test_checkpoint_of_another_pool_or_data_set_is_refused(tmp_path, data):
     run(data, tmp_path)
     pool = ModelPool([Member(1.0, "MLP")], shape=data.shape)
     with refused("another pool"):
-        distill(config(), data, pool, tmp_path, progress=False)
+        distill(config(), data, pool, store=tmp_path, progress=False)
     with refused("another data"):
         run(make_data(name="other"), tmp_path)
 
 
 def interrupted_run(folder, data):
-    with stopped_at("matching_step", 7):
+    with stopped_at("match", 7):
         run(data, folder, snapshots=(1,))
     assert load_tensors(folder / "checkpoint.safetensors")[1]["iteration"] == 3
 
@@ -327,7 +330,7 @@ def test_missing_checkpoint_starts_anew(tmp_path, data):
     assert_same_run(run(data, tmp_path, snapshots=(1,)), whole)
 
 
-@pytest.mark.parametrize("lost", ["images", "rng.pool"])
+@pytest.mark.parametrize("lost", ["images.pixels", "images.velocity", "rng.pool"])
 def test_checkpoint_that_lacks_something_is_refused(tmp_path, data, lost):
     interrupted_run(tmp_path, data)
     path = tmp_path / "checkpoint.safetensors"
@@ -367,7 +370,7 @@ def test_damaged_log_is_refused(tmp_path, data, damage, words):
 def test_log_comes_back_as_it_was_written(tmp_path, data):
     result = run(data, tmp_path)
     pd.testing.assert_frame_equal(
-        pd.DataFrame(read_log(tmp_path / "log.csv")), result.log, check_exact=True
+        pd.DataFrame(read_log(tmp_path / "log.csv", 4)), result.log, check_exact=True
     )
 
 
@@ -387,7 +390,9 @@ def test_a_nan_step_leaves_pixels_untouched(data):
 def test_a_nan_step_leaves_momentum_untouched(tmp_path, data):
     run(data, tmp_path / "a", iterations=1, **EXPLODES)
     run(data, tmp_path / "b", iterations=1, outer=1, pool="main")
-    one, two = (load_tensors(tmp_path / f / "checkpoint.safetensors")[0]["momentum"] for f in "ab")
+    one, two = (
+        load_tensors(tmp_path / f / "checkpoint.safetensors")[0]["images.velocity"] for f in "ab"
+    )
     assert torch.equal(one, two) and torch.isfinite(one).all()
 
 
@@ -399,15 +404,15 @@ def test_skip_goes_on_and_counts(data):
 
 
 def test_gradient_that_is_not_finite_counts_though_the_loss_is(data, monkeypatch):
-    real = loop.matching_step
+    real = Objective.match
 
-    def poisoned(net, images, *args):
-        loss = real(net, images, *args)
-        images.grad[0, 0, 0, 0] = float("inf")
+    def poisoned(objective, net):
+        loss = real(objective, net)
+        objective.gradient[0, 0, 0, 0] = float("inf")
         return loss
 
     whole = run(data, iterations=0)
-    monkeypatch.setattr(loop, "matching_step", poisoned)
+    monkeypatch.setattr(Objective, "match", poisoned)
     result = run(data, iterations=2)
     assert result.provenance["diverged_iterations"] == 2
     assert torch.equal(result.images, whole.images)
@@ -420,13 +425,13 @@ def test_stop_stops_and_stays_stopped(tmp_path, data, monkeypatch):
         and len(first.log) == 1
         and first.provenance["diverged_iterations"] == 1
     )
-    monkeypatch.delattr(loop, "matching_step")
+    monkeypatch.setattr(Objective, "match", None)
     assert_same_run(run(data, tmp_path, on_divergence="stop", **EXPLODES), first)
 
 
 def test_diverged_and_resumed_equals_uninterrupted(tmp_path, data):
     whole = run(data, **EXPLODES)
-    with stopped_at("matching_step", 5):
+    with stopped_at("match", 5):
         run(data, tmp_path, **EXPLODES)
     assert_same_run(run(data, tmp_path, **EXPLODES), whole)
 
@@ -464,7 +469,8 @@ def test_a_snapshot_is_the_set_of_a_shorter_run(data):
 def test_the_set_knows_where_it_comes_from(data):
     result = run(data, snapshots=(1,))
     assert result.config == json.loads(json.dumps(result.config))
-    assert DistillConfig(**(result.config | {"snapshots": (1,)})) == config(snapshots=(1,))
+    again = DistillConfig(**(result.config | {"snapshots": (1,)}))
+    assert again == config(snapshots=(1,)).resolved()
     assert result.labels.tolist() == [0, 0, 1, 1, 2, 2] and result.ipc == 2
     assert (result.mean, result.std, result.classes, result.dataset) == (
         data.mean,
@@ -521,7 +527,7 @@ def test_matching_makes_the_loss_fall(data):
     ],
 )
 def test_loops_by_ipc(ipc, outer, inner):
-    assert loops(ipc) == (outer, inner) == DistillConfig(ipc=ipc).loops
+    assert loops(ipc) == (outer, inner)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_three_protocols_six_nets_ten_times():
 
 def test_interrupted_moved_and_resumed_gives_the_same_numbers(tmp_path, monkeypatch):
     """One slice here; then a slice at a time, each in a fresh folder that gets nothing but the archives."""
-    monkeypatch.setattr(module("distill"), "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(module("run"), "CHECKPOINT_SECONDS", -1)
     slices(tmp_path / "whole").run(600, say=lambda text: None)
     here = tmp_path / "0"
     for i in range(1, 40):
@@ -134,7 +134,7 @@ def test_interrupted_moved_and_resumed_gives_the_same_numbers(tmp_path, monkeypa
         )  # the budget: so many looks at the clock
         work.run(8 + 16 * i, say=lambda text: None)
         monkeypatch.undo()
-        monkeypatch.setattr(module("distill"), "CHECKPOINT_SECONDS", -1)
+        monkeypatch.setattr(module("run"), "CHECKPOINT_SECONDS", -1)
         there = tmp_path / str(i)
         shutil.copytree(here / "slices", there / "slices")
         here = there

@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import refused
 from scipy.stats import chisquare
+from torch import nn
 
-from ddlib.matching import batchnorms
+from ddlib.methods.objective import batchnorms
 from ddlib.pool import SIMILAR, Member, ModelPool, label
 from ddlib.rng import stream
 
@@ -175,6 +176,42 @@ def test_checking_a_pool_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     ModelPool.preset("main_plus_similar", **SMALL)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_member_may_be_a_class(monkeypatch):
+    """`build_net` gets it; descriptions and files hold its name."""
+
+    class Tiny(nn.Module):
+        def __init__(self, width, channels, side, classes):
+            super().__init__()
+            self.classifier = nn.Linear(channels * side * side, classes)
+
+    monkeypatch.setattr("ddlib.pool.build_net", lambda net, generator, **options: net(**options))
+    pool = ModelPool([Member(1.0, Tiny, {"width": [1, 2]})], shape=(1, 28, 3))
+    description, net = pool.sample(stream(0, "x"))
+    assert isinstance(net, Tiny) and description["net"] == "Tiny" and pool.is_main(description)
+    assert json.loads(json.dumps(pool.to_dict()))["members"][0]["net"] == "Tiny"
+    other = type("Tiny", (Tiny,), {})
+    with refused("same name"):
+        ModelPool([Member(0.5, Tiny, {"width": 1}), Member(0.5, other, {"width": 1})])
+
+
+def test_the_main_model_is_known_by_its_description():
+    pool = ModelPool(
+        [
+            Member(0.4, "ConvNet", {"width": 4, "depth": [1, 2]}),
+            Member(0.3, "ConvNet", {"width": 8, "depth": [1, 2]}),
+            Member(0.2, "ConvNet", {"width": 4, "depth": 1, "norm": "batch"}),
+            Member(0.1, "MLP"),
+        ]
+    )
+    generator, seen = stream(0, "x"), set()
+    for _ in range(60):
+        drawn = pool.draw(generator)
+        is_main = drawn["net"] == "ConvNet" and drawn["width"] == 4 and "norm" not in drawn
+        assert pool.is_main(drawn) == is_main
+        seen.add((drawn["net"], drawn.get("width"), is_main))
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize(

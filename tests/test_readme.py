@@ -57,7 +57,7 @@ def test_every_module_is_explained():
         "errors.py",
         "rng.py",
         "progress.py",
-        "device.py",
+        "machine.py",
     }
     assert [name for name in modules if name not in README] == []
 

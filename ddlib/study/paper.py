@@ -19,14 +19,16 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..config import PROTOCOLS, EvalConfig, loops
+from ..config import PROTOCOLS, EvalConfig
 from ..data import random_real
-from ..device import device_name
-from ..distill import distill, snapshot_name, store_name
+from ..distill import distill
 from ..errors import DDError, check_choice, check_range
 from ..evaluate import evaluate, groups, identities, net_width, splits
+from ..machine import device_name
+from ..methods.gradient import loops
 from ..nets import build_net
 from ..pool import PRESETS
+from ..run import snapshot_name, store_name
 from ..store import ROOT, write_atomic
 from ..synset import SyntheticSet
 from .archive import pack, unpack

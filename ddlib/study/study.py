@@ -15,11 +15,12 @@ import torch
 
 from .. import data as data_module
 from ..data import load_data
-from ..device import pick_device
-from ..distill import distill, store_name
+from ..distill import distill
 from ..evaluate import evaluate
-from ..graphs import side_by_side
+from ..fast import side_by_side
+from ..machine import pick_device
 from ..results import Results, read_rows
+from ..run import store_name
 from ..store import ROOT, write_atomic
 from ..synset import load_synset
 from .profiles import PROFILES, get_profile

@@ -8,20 +8,18 @@ import torch.nn.functional as F
 from conftest import make_data
 
 from ddlib.config import DistillConfig
-from ddlib.distill import train_on
-from ddlib.matching import (
-    batchnorms,
-    default_slice,
-    draw_batches,
-    freeze_batchnorm,
+from ddlib.fast import default_slice
+from ddlib.methods.gradient import (
+    Gradient,
     gradient_distance,
     matched_parameters,
-    matching_step,
     real_gradient,
     synthetic_gradient,
 )
+from ddlib.methods.images import as_leaf
+from ddlib.methods.objective import batchnorms, freeze_batchnorm
 from ddlib.nets import build_net
-from ddlib.rng import stream
+from ddlib.rng import Streams, stream
 
 
 def double(values):
@@ -31,6 +29,18 @@ def double(values):
 def small_net(**options):
     options = {"width": 4, "depth": 1, "channels": 1, "side": 28, "classes": 3} | options
     return build_net("ConvNet", stream(0, "net"), **options)
+
+
+def prepared(data, ipc=2, **settings):
+    """DC's objective on data, at its first step."""
+    objective = Gradient()
+    settings = {"ipc": ipc, "batch_real": 4, "batch_bn": 4} | settings
+    objective.prepare(DistillConfig(**settings).resolved(), data, Streams(0))
+    return objective
+
+
+def noise(n=6, dtype=torch.float32):
+    return torch.randn(n, 1, 28, 28, generator=stream(0, "images"), dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +113,10 @@ def test_a_dead_filter_gives_no_nan_in_the_pixels(dead):
     net = small_net(norm="none")
     with torch.no_grad():
         net.features[0].bias[dead] = -1e3
-    images, labels = torch.randn(2, 1, 28, 28, generator=stream(0, "images")), torch.tensor([0, 1])
-    syn = images.clone().requires_grad_()
-    gradient = synthetic_gradient(net, syn, labels)
+    syn = noise(2).requires_grad_()
+    gradient = synthetic_gradient(net, syn, 1)
     assert (gradient[0][dead] == 0).all()
-    target = real_gradient(net, images.flip(0), labels)
+    target = real_gradient(net, noise(4), 1)
     pixels = torch.autograd.grad(gradient_distance(gradient, target), syn)[0]
     assert torch.isfinite(pixels).all()
     assert bool((pixels != 0).any()) == (dead == 0)
@@ -125,13 +134,13 @@ def test_gradient_in_slices_is_that_of_the_whole_batch(slice_size, norm):
     net = small_net(norm=norm, depth=2).double()
     if norm == "batch":
         freeze_batchnorm(net, data.x_train)
-    images, labels = data.x_train[:16], data.y_train[:16]
+    images, labels = data.x_train[16:32], data.y_train[16:32]
     expected = torch.autograd.grad(
         F.cross_entropy(net(images), labels), [p for p in net.parameters() if p.ndim > 1]
     )
-    for mine, whole in zip(real_gradient(net, images, labels, slice_size), expected, strict=True):
-        torch.testing.assert_close(mine, whole, rtol=1e-9, atol=1e-12)
-        assert not mine.requires_grad
+    for sliced, whole in zip(real_gradient(net, images, 1, slice_size), expected, strict=True):
+        torch.testing.assert_close(sliced, whole, rtol=1e-9, atol=1e-12)
+        assert not sliced.requires_grad
 
 
 def test_a_cpu_slices_and_a_gpu_need_not():
@@ -141,9 +150,7 @@ def test_a_cpu_slices_and_a_gpu_need_not():
 
 def test_bfloat16_gradient_points_the_same_way():
     data, net = make_data(), small_net()
-    one, two = (
-        real_gradient(net, data.x_train, data.y_train, None, p) for p in ("float32", "bfloat16")
-    )
+    one, two = (real_gradient(net, data.x_train, 1, None, p) for p in ("float32", "bfloat16"))
     for a, b in zip(one, two, strict=True):
         assert b.dtype == torch.float32
         assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.99
@@ -154,18 +161,15 @@ def test_matching_gradient_is_that_of_the_loss_it_returns():
     """Finite differences in some pixels, the random real batches held fixed."""
     data = make_data(per_class=6).to(dtype=torch.float64)
     net = small_net(activation="swish").double()
-    labels = torch.arange(3).repeat_interleave(2)
-    images = torch.randn(
-        6, 1, 28, 28, generator=stream(0, "images"), dtype=torch.float64
-    ).requires_grad_()
+    images = as_leaf(noise(dtype=torch.float64))
 
     def loss(at):
-        return matching_step(net, at, labels, data, draw_batches(data, 4, stream(0, "batch")))
+        return prepared(data)(net, at)
 
     loss(images)
     gradient = images.grad.clone()
     for index in [(0, 0, 3, 4), (3, 0, 20, 11), (5, 0, 27, 27)]:
-        up, down = (images.detach().clone().requires_grad_() for _ in range(2))
+        up, down = as_leaf(images), as_leaf(images)
         up.data[index] += 1e-5
         down.data[index] -= 1e-5
         assert (loss(up) - loss(down)) / 2e-5 == pytest.approx(
@@ -173,11 +177,20 @@ def test_matching_gradient_is_that_of_the_loss_it_returns():
         )
 
 
+def test_the_gradient_is_added_to_what_is_there():
+    """So that other losses can add to it too."""
+    data, net, images = make_data(), small_net(), as_leaf(noise())
+    prepared(data)(net, images)
+    again = as_leaf(images)
+    again.grad += 1
+    prepared(data)(net, again)
+    assert torch.equal(again.grad, images.grad + 1)
+
+
 def test_matching_leaves_the_net_alone():
     data, net = make_data(), small_net()
     before = [p.clone() for p in net.parameters()]
-    images = torch.randn(3, 1, 28, 28).requires_grad_()
-    matching_step(net, images, torch.arange(3), data, draw_batches(data, 4, stream(0, "batch")))
+    prepared(data)(net, as_leaf(noise()))
     assert all(
         torch.equal(a, b) and b.grad is None for a, b in zip(before, net.parameters(), strict=True)
     )
@@ -185,14 +198,11 @@ def test_matching_leaves_the_net_alone():
 
 def test_a_class_is_matched_on_its_own_images_only():
     """A change in the images of class 2 leaves the gradient of the others as it was."""
-    data, net, labels = make_data(), small_net(), torch.arange(3).repeat_interleave(2)
-    images = torch.randn(6, 1, 28, 28, generator=stream(0, "images"))
-    gradients = []
+    data, net, gradients = make_data(), small_net(), []
     for shift in (0, 1):
-        moved = images.clone()
-        moved[4:] += shift
-        moved.requires_grad_()
-        matching_step(net, moved, labels, data, draw_batches(data, 4, stream(0, "batch")))
+        moved = as_leaf(noise())
+        moved.data[4:] += shift
+        prepared(data)(net, moved)
         gradients.append(moved.grad)
     assert torch.equal(gradients[0][:4], gradients[1][:4])
     assert not torch.equal(gradients[0][4:], gradients[1][4:])
@@ -200,9 +210,10 @@ def test_a_class_is_matched_on_its_own_images_only():
 
 def test_a_step_has_a_batch_of_every_class_of_different_images():
     data = make_data()
-    index = draw_batches(data, 4, stream(0, "batch"))
-    assert [data.y_train[rows].unique().tolist() for rows in index] == [[0], [1], [2]]
-    assert all(len(rows.unique()) == 4 for rows in index)
+    objective = prepared(data)
+    objective(small_net(), as_leaf(noise()))
+    assert [data.y_train[rows].unique().tolist() for rows in objective.real] == [[0], [1], [2]]
+    assert all(len(rows.unique()) == 4 for rows in objective.real)
 
 
 def test_batchnorm_takes_the_statistics_of_the_real_batch():
@@ -217,20 +228,16 @@ def test_batchnorm_takes_the_statistics_of_the_real_batch():
 
 def test_batchnorm_is_frozen_in_matching_and_thaws_in_training():
     data, net = make_data(), small_net(norm="batch", depth=2)
-    freeze_batchnorm(net, data.x_train)
+    objective, images = prepared(data), as_leaf(noise())
+    objective(net, images)
+    freeze_batchnorm(net, data.x_train[objective.real_bn.flatten()])
     before = [layer.running_mean.clone() for layer in batchnorms(net)]
-    images, labels = (
-        torch.randn(6, 1, 28, 28).requires_grad_(),
-        torch.arange(3).repeat_interleave(2),
-    )
-    matching_step(net, images, labels, data, draw_batches(data, 4, stream(0, "batch")))
-    assert all(
-        torch.equal(a, layer.running_mean) for a, layer in zip(before, batchnorms(net), strict=True)
-    )
-    train_on(images.detach(), labels, net, 1, DistillConfig(), stream(0, "train"))
-    assert not any(
-        torch.equal(a, layer.running_mean) for a, layer in zip(before, batchnorms(net), strict=True)
-    )
+    objective.match(net)
+    after = [layer.running_mean.clone() for layer in batchnorms(net)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    objective.train(net, images.detach(), torch.arange(3).repeat_interleave(2))
+    after = [layer.running_mean for layer in batchnorms(net)]
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(layer.training for layer in batchnorms(net))
 
 
@@ -250,14 +257,8 @@ def test_the_inner_loop_in_bfloat16_moves_the_same_way():
     for precision in ("float32", "bfloat16"):
         net = small_net()
         before = [p.detach().clone() for p in net.parameters()]
-        train_on(
-            data.x_train,
-            data.y_train,
-            net,
-            3,
-            DistillConfig(precision=precision),
-            stream(0, "train"),
-        )
+        objective = prepared(data, ipc=12, inner=3, precision=precision)
+        objective.train(net, data.x_train, data.y_train)
         assert {p.dtype for p in net.parameters()} == {torch.float32}
         steps.append(
             torch.cat(

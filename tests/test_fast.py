@@ -1,11 +1,15 @@
 """Recorded work: on a CPU each call does the work once; on a GPU replays must do what plain calls do."""
 
+import contextlib
 import threading
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import refused
 
-from ddlib.graphs import WARMUP, Epoch, Graph, side_by_side
+from ddlib.fast import WARMUP, Epoch, Graph, mixed_precision, products, side_by_side
 from ddlib.rng import stream
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -53,7 +57,8 @@ def passes(n, size, generator, count):
     epoch = Epoch(lambda batch: seen[-1].append(torch.arange(n)[batch].tolist()), n, size, "cpu")
     for _ in range(count):
         seen.append([])
-        epoch(generator)
+        epoch.shuffle(generator)
+        epoch.run()
     return seen
 
 
@@ -103,13 +108,96 @@ def test_warming_up_recording_and_replaying_do_the_work_once_each(monkeypatch):
         else:
             done.append("plain")
 
-    monkeypatch.setattr("ddlib.graphs.on_streams", lambda works, device: [w() for w in works])
+    monkeypatch.setattr("ddlib.fast.on_streams", lambda works, device: [w() for w in works])
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", Recording)
     graph = Graph(work, "cuda")
     for _ in range(WARMUP + 4):
         graph()
     assert done == ["plain"] * WARMUP + ["replay"] * 4
+
+
+def test_a_graph_returns_what_its_work_does(monkeypatch):
+    """Plain, while it warms up, and from the recording, whose output a replay fills anew."""
+    total = torch.zeros(())
+    assert Graph(lambda: 5, "cpu")() == 5
+    monkeypatch.setattr("ddlib.fast.on_streams", lambda works, device: [w() for w in works])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
+
+    def work():
+        if FakeGraph.recording:
+            FakeGraph.recording.work = lambda: total.add_(1)
+            return total
+        return total.add_(1)
+
+    graph = Graph(work, "cuda")
+    assert [float(graph()) for _ in range(WARMUP + 3)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_closed_graph_holds_nothing():
+    class Work:
+        def __call__(self):
+            return self
+
+    work = Work()
+    graph, alive = Graph(work, "cpu"), weakref.ref(work)
+    graph()
+    del work
+    assert alive() is not None
+    graph.close()
+    assert alive() is None
+
+
+def test_streams_return_in_order(monkeypatch):
+    """With stand-ins for what only a GPU has; each work's stream waits for what is under way."""
+    waits = []
+    here = SimpleNamespace(wait_stream=lambda stream: waits.append("after"))
+    stream = SimpleNamespace(wait_stream=lambda stream: waits.append("before"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: here)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    assert side_by_side([lambda i=i: 10 * i for i in range(3)], "cuda") == [0, 10, 20]
+    assert waits == ["before"] * 3 + ["after"] * 3
+
+
+def tf32():
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def test_products_leave_the_flags_as_they_were():
+    """Also where blocks overlap without being nested, as those of two threads may, and after an error."""
+    before = tf32()
+    for precision, allowed in (("tf32", True), ("bfloat16", True), ("float32", False)):
+        with products(precision, "cuda"):
+            assert tf32() == (allowed, allowed)
+        assert tf32() == before
+    one, two = products("tf32", "cuda"), products("tf32", "cuda")
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert tf32() == (True, True)
+    two.__exit__(None, None, None)
+    assert tf32() == before
+    with pytest.raises(KeyError), products("tf32", "cuda"):
+        raise KeyError
+    assert tf32() == before
+
+
+def test_products_of_a_gpu_are_refused_on_a_cpu():
+    before = tf32()
+    with refused("tf32", "GPU", "bfloat16"), products("tf32", "cpu"):
+        pytest.fail("it is refused")
+    with products("tf32", "cuda"):
+        pass
+    assert tf32() == before
+
+
+def test_mixed_precision_is_bfloat16_only():
+    x = torch.ones(2, 2)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with mixed_precision(precision, "cpu"):
+            assert (x @ x).dtype == dtype
 
 
 @gpu

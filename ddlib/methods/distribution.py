@@ -1,0 +1,73 @@
+"""DM: match the mean embeddings of real and synthetic images (Zhao and Bilen, WACV 2023)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DDError, check_choice
+from ..fast import default_slice, mixed_precision
+from ..rng import Streams
+from .objective import Objective
+
+if TYPE_CHECKING:
+    from ..config import DistillConfig
+    from ..data import Data
+    from ..pool import ModelPool
+
+DECAY = 0.9  # of the mean norm in `dm_scale="main"`
+
+
+class Distribution(Objective):
+    """For each class, the squared distance of the mean embeddings of real and synthetic images.
+
+    The nets are fresh and never trained; embeddings are those before the classifier (`net.embed`).
+    As published: init real, lr 1 (10 for ipc >= 100), 20,000 iterations. BatchNorm's statistics are
+    frozen from real images as in DC, where the published code takes those of each batch of all
+    classes. `dm_scale`: embeddings of different architectures differ in size, and with them the
+    pixels' gradient; "main" scales that of every other member of the pool to the running mean norm
+    of the main model's, "none" is as published.
+    """
+
+    recorded = True
+
+    def __init__(self, dm_scale: str = "none") -> None:
+        self.scale = check_choice("dm_scale", dm_scale, ("none", "main"))
+
+    def prepare(self, config: DistillConfig, data: Data, rng: Streams) -> None:
+        super().prepare(config, data, rng)
+        self.norm = self.shown.new_zeros(())  # the main model's running mean; 0 before its first
+
+    def state(self) -> dict[str, Tensor]:
+        return {"norm": self.norm}
+
+    def start(self, pool: ModelPool, k: int) -> nn.Module:
+        net = super().start(pool, k)
+        if not hasattr(net, "embed"):
+            raise DDError(f"{type(net).__name__} has no embed(images), which DM matches")
+        self.is_main = pool.is_main(self.description)
+        return net
+
+    def class_loss(self, net: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
+        with torch.no_grad():
+            slices = real.split(self.config.slice_size or default_slice(real.device) or len(real))
+            target = sum(self.embed(net, x).sum(0) for x in slices) / len(real)
+        return (target - self.embed(net, synthetic).mean(0)).square().sum()
+
+    def embed(self, net: nn.Module, images: Tensor) -> Tensor:
+        """Embeddings [N, F], in the images' type whatever the products run in."""
+        with mixed_precision(self.config.precision, images.device):
+            return net.embed(images).to(images.dtype)
+
+    def match(self, net: nn.Module) -> Tensor:
+        loss = super().match(net)
+        if self.scale == "main":
+            norm = torch.linalg.vector_norm(self.gradient)
+            if self.is_main:
+                mean = torch.where(self.norm > 0, torch.lerp(norm, self.norm, DECAY), norm)
+                self.norm.copy_(torch.where(norm.isfinite(), mean, self.norm))
+            else:
+                self.gradient *= torch.where(self.norm * norm > 0, self.norm / norm, 1)
+        return loss

@@ -1,0 +1,188 @@
+"""What a run is made of: parts, among them the objective, which says what pixels should achieve.
+
+One of your own needs `class_loss` only, and works with every pool, in snapshots and when resumed:
+
+>>> class MeanPixels(Objective):
+...     def class_loss(self, net, real, synthetic, label):
+...         return (real.mean(0) - synthetic.mean(0)).square().sum()
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import DDError
+from ..fast import Epoch, Graph, mixed_precision
+from ..rng import Streams
+
+if TYPE_CHECKING:
+    from ..config import DistillConfig
+    from ..data import Data
+    from ..pool import ModelPool
+
+
+class Part:
+    """Something a run is made of: images, an objective, an extra loss that remembers something."""
+
+    def prepare(self, config: DistillConfig, data: Data, rng: Streams) -> None:
+        """Begin a run. All random numbers must come from `rng`, whose state the run keeps."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that change from iteration to iteration: a checkpoint holds them."""
+        return {}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        for name, tensor in self.state().items():
+            tensor.copy_(tensors[name])
+
+    def close(self) -> None:
+        """End a run: let go of what it needed."""
+
+
+class Objective(Part):
+    """A loss between real and synthetic images, whose gradient is added to the pixels', per class.
+
+    `__call__` may be overridden for another loss than a sum over classes, `start` for other nets
+    than fresh ones. Subclasses take their own settings as keyword arguments of `__init__`.
+    """
+
+    recorded = False  # whether `class_loss` may be recorded on a GPU: see `fast.Graph`
+
+    @staticmethod
+    def loops(ipc: int) -> tuple[int, int]:
+        """(outer steps, inner epochs) of an iteration, where the config leaves them open."""
+        return 1, 1
+
+    def class_loss(self, net: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
+        """The loss of one class, 0-dim, differentiable in `synthetic` [ipc, C, H, W].
+
+        `real`: [batch_real, C, H, W], different random training images of the class.
+        """
+        raise DDError(f"method {self.config.method!r} has no class_loss: give distill an objective")
+
+    def prepare(self, config: DistillConfig, data: Data, rng: Streams) -> None:
+        """Buffers that stay where they are, so that work on them can be recorded."""
+        self.config, self.data, self.rng = config, data, rng
+        outer, inner = self.loops(config.ipc)
+        self.outer, self.inner = config.outer or outer, config.inner or inner
+        classes, device = len(data.classes), data.device
+        self.shown = data.x_train.new_zeros(classes * config.ipc, *data.x_train.shape[1:])
+        self.gradient = torch.zeros_like(self.shown)
+        self.real, self.real_bn = (
+            torch.zeros(classes, n, dtype=torch.int64, device=device)
+            for n in (config.batch_real, config.batch_bn)
+        )
+        self.nets: dict[str, nn.Module] = {}
+        self.epochs: dict[nn.Module, Epoch] = {}
+        self.graphs: dict[Any, Graph] = {}
+
+    def start(self, pool: ModelPool, k: int) -> nn.Module:
+        """The net of iteration k: an architecture drawn from the pool, with fresh weights."""
+        self.description, fresh = pool.sample(self.rng["pool"], k, self.rng["weights"])
+        net = self.nets.setdefault(json.dumps(self.description), fresh)
+        net.to(self.shown.device, self.shown.dtype).load_state_dict(fresh.state_dict())
+        return net
+
+    def __call__(self, net: nn.Module, pixels: Tensor) -> Tensor:
+        """Add the loss's gradient to `pixels.grad`; returns the loss of all classes, 0-dim."""
+        if batchnorms(net):
+            self.draw(self.real_bn, "batchnorm")
+            self.replay(self.freeze, net)
+        self.draw(self.real, "batch")
+        shown = pixels  # augmentation: a draw per class, the same for its real images
+        self.shown.copy_(shown.detach())
+        loss = self.replay(self.match, net)
+        pixels.grad += self.gradient  # augmentation: pulled back to the pixels
+        return loss
+
+    def match(self, net: nn.Module) -> Tensor:
+        """The loss; its gradient lies in `self.gradient`. One class's graph is alive at a time."""
+        loss, ipc = self.shown.new_zeros(()), self.config.ipc
+        for label, rows in enumerate(self.real):
+            of_class = slice(label * ipc, (label + 1) * ipc)
+            synthetic = self.shown[of_class].detach().requires_grad_()
+            distance = self.class_loss(net, self.data.x_train[rows], synthetic, label)
+            self.gradient[of_class] = torch.autograd.grad(distance, synthetic)[0]
+            loss += distance.detach()
+        return loss
+
+    def train(self, net: nn.Module, pixels: Tensor, labels: Tensor) -> None:
+        """The inner loop: `inner` epochs on the synthetic set, so that trained nets match too."""
+        net.train()
+        self.shown.copy_(pixels)
+        if net not in self.epochs:
+            self.epochs[net] = inner_epoch(net, self.shown, labels, self.config)
+        for _ in range(self.inner):
+            self.epochs[net].shuffle(self.rng["train"])
+            self.replay(self.epochs[net].run)
+
+    def freeze(self, net: nn.Module) -> None:
+        """BatchNorm's statistics from real images of all classes."""
+        freeze_batchnorm(net, self.data.x_train[self.real_bn.flatten()])
+
+    def draw(self, rows: Tensor, name: str) -> None:
+        """Fill `rows` [classes, n] of `data.x_train` at random, different ones within a class."""
+        classes, n = rows.shape
+        drawn = [self.data.draw(c, n, self.rng[name]) for c in range(classes)]
+        rows.copy_(torch.stack(drawn), non_blocking=True)
+
+    def replay(self, work: Callable[..., Any], *arguments: nn.Module) -> Any:
+        """`work(*arguments)`, recorded on a GPU: one graph for each work and net."""
+        key = work, *arguments
+        if key not in self.graphs:
+            device = self.shown.device if self.recorded else "cpu"
+            self.graphs[key] = Graph(functools.partial(work, *arguments), device)
+        return self.graphs[key]()
+
+    def close(self) -> None:
+        """Let go of nets and recordings."""
+        for graph in self.graphs.values():
+            graph.close()
+        for held in (self.graphs, self.epochs, self.nets):
+            held.clear()
+
+
+def inner_epoch(net: nn.Module, images: Tensor, labels: Tensor, config: DistillConfig) -> Epoch:
+    """One epoch of the inner loop: SGD, lr `lr_net`, no momentum, batches of `batch_train`."""
+    parameters = list(net.parameters())
+
+    def step(batch: Any) -> None:
+        with mixed_precision(config.precision, images.device):
+            logits = net(images[batch])
+        loss = F.cross_entropy(logits.to(images.dtype), labels[batch])
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            torch._foreach_add_(parameters, gradients, alpha=-config.lr_net)
+
+    return Epoch(step, len(labels), config.batch_train, images.device)
+
+
+def batchnorms(net: nn.Module) -> list[nn.Module]:
+    """The BatchNorm layers of a net."""
+    return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+@torch.no_grad()
+def freeze_batchnorm(net: nn.Module, images: Tensor) -> None:
+    """Set the statistics of every BatchNorm layer from `images` (16 real ones per class in DC).
+
+    Synthetic batches of a few images are too small to estimate them. `net.train()` thaws them.
+    """
+    layers: list[Any] = batchnorms(net)
+    net.train()
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 1.0
+    net(images)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()

@@ -1,0 +1,219 @@
+"""A run: the state of one distillation, and how it survives being stopped. Knows no method."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .config import DistillConfig, to_dict
+from .data import Data
+from .errors import DDError
+from .machine import environment
+from .methods import Part
+from .pool import ModelPool, label
+from .rng import Streams
+from .store import load_tensors, save_tensors, write_atomic
+from .synset import SyntheticSet, first_line
+
+CHECKPOINT_SECONDS = 10
+COUNTERS = ("iteration", "diverged", "seconds", "stopped")
+
+
+class Run:
+    """Iterations, log, generators, snapshots and checkpoint of a distillation.
+
+    `parts` by name, "images" among them, are prepared and their states kept (`methods.Part`).
+    `outside`: names of what came from outside, by part: a checkpoint of other parts is refused.
+    Raises `DDError` for a checkpoint of other settings or a damaged one.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        data: Data,
+        pool: ModelPool,
+        parts: Mapping[str, Part],
+        outside: Mapping[str, str],
+        store: str | Path | None = None,
+        resume: bool = True,
+    ) -> None:
+        self.config, self.data, self.pool, self.parts = config, data, pool, parts
+        self.images: Any = parts["images"]
+        self.outside = dict(outside)
+        self.store, self.rng = Path(store) if store else None, Streams(config.seed)
+        self.labels = torch.arange(len(data.classes), device=data.device)
+        self.labels = self.labels.repeat_interleave(config.ipc)
+        self.iteration, self.diverged, self.seconds, self.stopped = 0, 0, 0.0, False
+        self.history: list[SyntheticSet] = []
+        self.rows: list[dict[str, Any]] = []
+        for part in parts.values():
+            part.prepare(config, data, self.rng)
+        if self.store and resume and (self.store / "checkpoint.safetensors").is_file():
+            self._load(self.store / "checkpoint.safetensors")
+        elif 0 in config.snapshots:
+            self._snapshot()
+
+    def remaining(
+        self,
+        stop: Callable[[int], Any] | None = None,
+        callback: Callable[[int, Run], Any] | None = None,
+    ) -> Iterator[int]:
+        """The iterations still to do, numbered from 1; after each `callback`, then `stop`."""
+        self._started = self._saved = time.perf_counter()
+        self._mark()
+        while self.iteration < self.config.iterations and not self.stopped:
+            self.steps, self.loss = 0, torch.zeros((), device=self.data.device)
+            self.finite = torch.ones((), dtype=torch.bool, device=self.data.device)
+            yield self.iteration + 1
+            if callback:
+                callback(self.iteration, self)
+            if stop and stop(self.iteration):
+                break
+
+    def guard(self, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Whether every loss and gradient of this iteration was finite so far, a 0-dim bool.
+
+        Decided on the device, without waiting for it. Adds the loss to what `finish` logs.
+        """
+        self.steps, self.loss = self.steps + 1, self.loss + loss
+        self.finite = self.finite & torch.isfinite(loss) & torch.isfinite(gradient).all()
+        return self.finite
+
+    def finish(self, k: int, description: dict[str, Any]) -> None:
+        """Log iteration k, take a snapshot if one is due, save a checkpoint now and then."""
+        loss, bad = float(self.loss), not bool(self.finite)  # waits for the GPU
+        now = time.perf_counter()
+        row = {
+            "iteration": k,
+            "loss": loss / (self.steps * len(self.data.classes)),
+            "architecture": label(description),
+            "diverged": bad,
+            "seconds": round(now - self._started, 4),
+        }
+        self.rows.append(row)
+        self.seconds += now - self._started
+        self.iteration, self._started, self.diverged = k, now, self.diverged + bad
+        self.stopped = bad and self.config.on_divergence == "stop"
+        if k in self.config.snapshots or k == self.config.iterations or self.stopped:
+            self._snapshot()
+        self._mark()
+        if now - self._saved > CHECKPOINT_SECONDS:
+            self._save()
+
+    def current(self) -> SyntheticSet:
+        """The set as it is now."""
+        data, images = self.data, self.images.decode().detach().float().cpu().clone()
+        provenance = environment(data.device) | {
+            "seconds": round(self.seconds, 3),
+            "diverged_iterations": self.diverged,
+            "pool": self.pool.to_dict(),
+            **self.outside,
+        }
+        about = data.mean, data.std, data.classes, data.name, self.iteration
+        return SyntheticSet(images, self.labels.cpu(), *about, to_dict(self.config), provenance)
+
+    def result(self) -> SyntheticSet:
+        """The set at the last iteration, with `history` and `log`."""
+        final = self.history[-1] if self.history else self.current()
+        return replace(final, history=list(self.history), log=pd.DataFrame(self.rows))
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            self._save()
+        for part in self.parts.values():
+            part.close()
+
+    def _snapshot(self) -> None:
+        self.history.append(self.current())
+        if self.store:
+            self.history[-1].save(self.store / snapshot_name(self.iteration))
+
+    def _settings(self) -> dict[str, Any]:
+        about = {"pool": self.pool.to_dict(), "data": self.data.about(), **self.outside}
+        return json.loads(json.dumps(self.config.identity() | about))
+
+    def _mark(self) -> None:
+        """Remember the state at an iteration's end: what a checkpoint in mid-iteration holds."""
+        if self.store:
+            tensors = {f"rng.{name}": state for name, state in self.rng.state().items()}
+            for name, part in self.parts.items():
+                for key, tensor in part.state().items():
+                    tensors[f"{name}.{key}"] = tensor.detach().clone()
+            info: dict[str, Any] = {name: getattr(self, name) for name in COUNTERS}
+            info["snapshots"] = [synset.iteration for synset in self.history]
+            self._marked = tensors, info | {"tensors": sorted(tensors)}
+
+    def _save(self) -> None:
+        if self.store:
+            tensors, info = self._marked
+            log = pd.DataFrame(self.rows[: info["iteration"]])
+            write_atomic(self.store / "log.csv", log.to_csv(index=False))
+            info |= {"settings": self._settings()}
+            save_tensors(self.store / "checkpoint.safetensors", tensors, info)
+            self._saved = time.perf_counter()
+
+    def _load(self, path: Path) -> None:
+        tensors, info = load_tensors(path)
+        try:
+            if lost := sorted(set(info["tensors"]) - set(tensors)):
+                raise KeyError(*lost)
+            check_same(path, self._settings(), info["settings"])
+            for name, part in {"rng": self.rng, **self.parts}.items():
+                start = f"{name}."
+                part.load({k[len(start) :]: t for k, t in tensors.items() if k.startswith(start)})
+            for name in COUNTERS:
+                setattr(self, name, info[name])
+            self.rows = read_log(path.with_name("log.csv"), self.iteration)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise DDError(
+                f"{path} is no checkpoint of this version ({first_line(error)}); "
+                f"delete {path.parent} to start anew"
+            ) from error
+        snapshots = [path.with_name(snapshot_name(k)) for k in info["snapshots"]]
+        self.history = [SyntheticSet.load(snapshot) for snapshot in snapshots]
+
+
+def check_same(path: Path, settings: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raise `DDError` if a checkpoint was made with other settings, and name them."""
+    names = [k for k in {**settings, **saved} if settings.get(k) != saved.get(k)]
+    if names:
+        raise DDError(
+            f"{path} was made with another {', '.join(names)}; use another folder, or resume=False"
+        )
+
+
+def snapshot_name(iteration: int) -> str:
+    """File name of the set at an iteration."""
+    return f"it{iteration:05d}.safetensors"
+
+
+def store_name(config: DistillConfig, data: Data) -> str:
+    """A folder name for a distillation: readable, with a hash of what decides its result."""
+    settings = json.dumps([config.identity(), data.about()], sort_keys=True)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+    return f"{data.name}-{config.method}-ipc{config.ipc}-{config.pool}-s{config.seed}-{digest}"
+
+
+def read_log(path: Path, rows: int) -> list[dict[str, Any]]:
+    """The first rows of a `log.csv`; `DDError` if it is missing, damaged or holds fewer."""
+    try:
+        found = pd.read_csv(path).to_dict("records") if path.stat().st_size > 1 else []
+    except OSError as error:
+        raise DDError(f"{path} is missing beside its checkpoint") from error
+    except ValueError as error:  # a ParserError is one
+        raise DDError(f"{path} is damaged ({first_line(error)})") from error
+    if len(found) < rows:
+        raise DDError(f"{path} has {len(found)} rows; its checkpoint is at {rows}")
+    return found[:rows]

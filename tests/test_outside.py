@@ -1,0 +1,127 @@
+"""What a researcher adds in a notebook, without touching the package, works like what is inside."""
+
+import pytest
+import torch
+from conftest import refused
+from test_distill import assert_same_run, stopped_at
+
+import ddlib
+from ddlib import DistillConfig, distill
+from ddlib.methods import METHODS, PUBLISHED
+from ddlib.run import store_name
+
+SMALL = {
+    "ipc": 2,
+    "width": 4,
+    "width_factor": 0.05,
+    "batch_real": 6,
+    "batch_bn": 4,
+    "iterations": 4,
+}
+
+
+# A method in ten lines: match the mean pixels of each class ----------------------------------------------------------
+
+
+class MeanPixels(ddlib.Objective):
+    """Match the mean pixels of each class, less a margin."""
+
+    def __init__(self, margin=0.0):
+        self.margin = margin
+
+    def class_loss(self, net, real, synthetic, label):
+        return (real.mean(0) - self.margin - synthetic.mean(0)).square().sum()
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    monkeypatch.setitem(METHODS, "mean-pixels", None)  # to be forgotten after the test
+    ddlib.register_method("mean-pixels", MeanPixels, lr_images=1.0, momentum_images=0.0)
+
+
+def config(**changes):
+    return DistillConfig(**(SMALL | {"method": "mean-pixels"} | changes))
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_method_of_ten_lines_lands_on_the_mean(data):
+    result = distill(config(batch_real=12, iterations=1), data, progress=False)
+    for label in range(3):
+        mean = data.x_train[data.y_train == label].mean(0)
+        torch.testing.assert_close(result.images[result.labels == label].mean(0), mean)
+    assert result.config["method"] == "mean-pixels" and result.config["options"] == {"margin": 0.0}
+
+
+@pytest.mark.usefixtures("registered")
+def test_its_options_reach_it(data):
+    settings = {"batch_real": 12, "iterations": 1}
+    plain, other = (
+        distill(config(**settings, options=options), data, progress=False)
+        for options in ({}, {"margin": 0.5})
+    )
+    torch.testing.assert_close(plain.images - 0.5, other.images)
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("pool", ["main", "total_random", "main_plus_similar"])
+def test_it_works_in_pools_with_snapshots_and_resumed(tmp_path, data, pool):
+    settings = config(pool=pool, main_prob=0.2, depth=1, snapshots=(0, 2), outer=2, inner=1)
+    whole = distill(settings, data, progress=False)
+    assert [s.iteration for s in whole.history] == [0, 2, 4] and len(whole.log) == 4
+    assert (whole.log["architecture"].nunique() > 1) == (pool != "main")
+    with stopped_at("match", 5):
+        distill(settings, data, store=tmp_path, progress=False)
+    assert_same_run(distill(settings, data, store=tmp_path, progress=False), whole)
+
+
+@pytest.mark.usefixtures("registered")
+def test_its_name_is_in_the_name_of_a_store(data):
+    assert store_name(config(), data).startswith("tiny-mean-pixels-ipc2-")
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("objective", [MeanPixels, MeanPixels()])
+def test_an_objective_may_be_passed_instead(data, objective):
+    """As a class or an object, which may serve several runs; the defaults are then those of the config."""
+    settings = DistillConfig(**SMALL, lr_images=1.0, momentum_images=0.0)
+    passed = distill(settings, data, objective=objective, progress=False)
+    assert passed.id == distill(config(), data, progress=False).id
+    assert passed.id == distill(settings, data, objective=objective, progress=False).id
+    assert passed.config["method"] == "custom-MeanPixels"
+    named = DistillConfig(**passed.config | {"method": "custom-mine", "snapshots": ()})
+    again = distill(named, data, objective=objective, progress=False)
+    assert again.id == passed.id and again.config["method"] == "custom-mine"
+
+
+def test_a_method_that_is_only_named_is_refused(data):
+    with refused("'custom-mine'", "objective"):
+        distill(config(method="custom-mine"), data, progress=False)
+
+
+def test_options_and_an_objective_are_refused_together(data):
+    settings = DistillConfig(**SMALL, method="dm", options={"dm_scale": "main"})
+    with refused("options", "objective"):
+        distill(settings, data, objective=MeanPixels, progress=False)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_method_may_be_registered_again():
+    """As a notebook does whose cell is run again."""
+    ddlib.register_method("mean-pixels", MeanPixels, lr_images=2.0)
+    assert config().resolved().lr_images == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "defaults", "words"),
+    [
+        ("dm", MeanPixels, {}, ("'dm'", "taken")),
+        ("mine", MeanPixels, {"lr_image": 1.0}, ("'lr_image'", "did you mean 'lr_images'", "init")),
+        ("mine", MeanPixels, {"lr_images": -1.0}, ("lr_images is -1.0", "at least 0")),
+        ("mine", MeanPixels(), {}, ("MeanPixels object", "subclass of ddlib.Objective")),
+        ("mine", dict, {}, ("dict", "subclass of ddlib.Objective")),
+    ],
+)
+def test_what_cannot_be_registered_is_refused(name, objective, defaults, words):
+    with refused(*words):
+        ddlib.register_method(name, objective, **defaults)
+    assert METHODS == PUBLISHED
