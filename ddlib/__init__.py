@@ -14,7 +14,17 @@ from .data import Data, full_real, load_data, random_real
 from .distill import distill
 from .errors import DDError
 from .evaluate import evaluate
-from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net
+from .nets import (
+    MLP,
+    NETS,
+    VGG11,
+    AlexNet,
+    ConvNet,
+    LeNet,
+    ResNet18,
+    build_net,
+    register_net,
+)
 from .pool import Member, ModelPool
 from .results import Results, read_rows
 from .stats import interval, interval_text, paired_difference, summarise
@@ -54,5 +64,6 @@ __all__ = [
     "paired_difference",
     "random_real",
     "read_rows",
+    "register_net",
     "summarise",
 ]

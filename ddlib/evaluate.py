@@ -10,7 +10,7 @@ from .device import environment, keep_freed_memory
 from .errors import DDError, check_choice, check_range
 from .graphs import Epoch, Graph, side_by_side
 from .matching import mixed_precision, set_products
-from .nets import NETS, build_net
+from .nets import DEPTHS, NETS, build_net, net_class, net_name, width_options
 from .progress import bar
 from .protocols import make_loss
 from .results import Results, as_frame
@@ -43,7 +43,8 @@ def evaluate(
 ):
     """Train `n_eval` fresh nets of each architecture on `synset`, or on each of a list of sets, and test them on `data`.
 
-    Returns a `DataFrame` with one row per net (`results.COLUMNS`; accuracy in percent). `protocol`: see `ddlib.protocols`;
+    Returns a `DataFrame` with one row per net (`results.COLUMNS`; accuracy in percent). `nets` and `teacher`: names or classes
+    (see `ddlib.nets`). `protocol`: see `ddlib.protocols`;
     `teacher` is the net that `kd` and `authors-2023` learn from (None for `authors-2023`: its "no KD", half a CE). Net i has
     eval seed `seed + i`; a teacher of the same number comes from a stream of its own. `split`: "test", "val" to choose
     settings, or "both": one training, a row for each. `config` is an `EvalConfig`, `settings` override single ones
@@ -54,6 +55,8 @@ def evaluate(
     """
     keep_freed_memory()
     config = configured(config, settings)
+    if config.depth is None:
+        config = replace(config, depth=DEPTHS.get(data.shape[1]))
     set_products(config.precision, data.device)
     if protocol == "ce":
         teacher = None
@@ -131,13 +134,15 @@ def train_group(pairs, data, protocol, name, teacher, config, streams=("eval", "
     `streams`: the names of the generators of their weights and batches.
     """
     targets = teacher_logits(pairs, data, teacher, config) if teacher else [None] * len(pairs)
-    nets = [fresh_net(name, data, config, stream(seed, streams[0], name)) for _, seed in pairs]
+    nets = [
+        fresh_net(name, data, config, stream(seed, streams[0], net_name(name))) for _, seed in pairs
+    ]
     sets = [on_device(synset, data) for synset, _ in pairs]
     losses = [
         make_loss(protocol, labels, target, config)
         for (_, labels), target in zip(sets, targets, strict=True)
     ]
-    generators = [stream(seed, streams[1], name) for _, seed in pairs]
+    generators = [stream(seed, streams[1], net_name(name)) for _, seed in pairs]
     train_nets(nets, [images for images, _ in sets], losses, config, generators)
     return nets
 
@@ -250,7 +255,7 @@ def teacher_logits(pairs, data, name, config):
     Each is trained once per process.
     """
     plain = replace(config, alpha=0.0, tau=1.0)
-    keys = [(synset.id, name, seed, plain, str(data.device)) for synset, seed in pairs]
+    keys = [(synset.id, net_class(name), seed, plain, str(data.device)) for synset, seed in pairs]
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in _teachers}
     if missing:
         nets = train_group(
@@ -272,10 +277,8 @@ def fresh_net(name, data, config, generator):
 
 
 def net_width(name, config):
-    """The width options of a net: ConvNet has a width and depth, LeNet and MLP have none, the others scale."""
-    if name == "ConvNet":
-        return {"width": config.width, "depth": config.depth}
-    return {} if name in ("MLP", "LeNet") else {"width_factor": config.width_factor}
+    """Of a config's width, depth and width factor what a net has."""
+    return width_options(name, config.width, config.depth, config.width_factor)
 
 
 def configured(config, settings):
@@ -288,11 +291,11 @@ def check_request(synset, data, nets, protocol, n_eval, teacher, split):
     """Raise `DDError` for anything that `evaluate` cannot do."""
     check_choice("protocol", protocol, PROTOCOLS)
     for net in nets:
-        check_choice("net", net, NETS)
+        net_class(net)
     if protocol == "kd" and teacher is None:
         raise DDError("protocol 'kd' needs a teacher; valid: " + ", ".join(NETS))
     if teacher is not None:
-        check_choice("teacher", teacher, NETS)
+        net_class(teacher, "teacher")
     check_range("n_eval", n_eval, 1)
     if not len(data.split(split)[1]):
         raise DDError(f"split {split!r} of {data.name} has no images")
@@ -318,6 +321,7 @@ def rounded(values):
 def describe(synset, data, protocol, net, eval_seed, teacher, split, config):
     """A row's identity: everything but the result and the machine."""
     about, released = synset.config, protocol == "authors-2023"
+    widths = net_width(net, config) | (net_width(teacher, config) if teacher else {})
     return {
         "dataset": data.name,
         "ipc": synset.ipc,
@@ -325,9 +329,9 @@ def describe(synset, data, protocol, net, eval_seed, teacher, split, config):
         "iteration": synset.iteration,
         "distill_seed": about.get("seed", 0),
         "protocol": protocol,
-        "net": net,
+        "net": net_name(net),
         "eval_seed": eval_seed,
-        "teacher": teacher or "",
+        "teacher": net_name(teacher) if teacher else "",
         "teacher_seed": eval_seed if teacher else None,
         "alpha": config.alpha if teacher or released else None,
         "tau": config.tau if teacher else None,
@@ -335,16 +339,14 @@ def describe(synset, data, protocol, net, eval_seed, teacher, split, config):
         "epochs": config.epochs,
         "lr": config.lr,
         "batch": config.batch,
-        "width": config.width if "ConvNet" in (net, teacher) else None,
-        "width_factor": (net_width(net, config) | net_width(teacher or "MLP", config)).get(
-            "width_factor"
-        ),
+        "width": widths.get("width"),
+        "width_factor": widths.get("width_factor"),
         "main_prob": about.get("main_prob"),
         "warmup": about.get("warmup"),
         "similar_depth": about.get("similar_depth"),
         "set_id": synset.id,
         "precision": config.precision,
-        "depth": config.depth if "ConvNet" in (net, teacher) else None,
+        "depth": widths.get("depth"),
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,
         "distill_precision": about.get("precision", ""),

@@ -3,9 +3,10 @@
 from dataclasses import asdict, dataclass, field
 
 import torch
+from torch import nn
 
 from .errors import DDError, check_choice
-from .nets import build_net
+from .nets import build_net, net_name
 
 PRESETS = ("main", "total_random", "main_plus_others", "main_plus_similar")
 OTHERS = ("LeNet", "AlexNet", "VGG11")
@@ -18,10 +19,10 @@ SIMILAR = {
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of a pool: a probability, a net's name, and its options. An option that is a list is drawn uniformly."""
+    """One entry of a pool: a probability, a net (name or class), its options. An option that is a list is drawn uniformly."""
 
     probability: float
-    net: str
+    net: str | type[nn.Module]
     options: dict = field(default_factory=dict)
 
 
@@ -43,6 +44,7 @@ class ModelPool:
             tuple(shape),
             name,
         )
+        self.nets = {net_name(m.net): m.net for m in self.members}  # classes too by their names
         if not self.members:
             raise DDError("the pool is empty; it needs at least one Member")
         self.probabilities = torch.tensor(
@@ -67,7 +69,9 @@ class ModelPool:
                             k: v[0] if isinstance(v, list) else v for k, v in member.options.items()
                         }
                         self.build(
-                            {"net": member.net} | first | ({option: choice} if option else {})
+                            {"net": net_name(member.net)}
+                            | first
+                            | ({option: choice} if option else {})
                         )
 
     @classmethod
@@ -124,14 +128,19 @@ class ModelPool:
             if isinstance(value, list):
                 value = value[int(torch.randint(len(value), (), generator=generator))]
             choices[option] = value
-        return {"net": member.net, **choices}
+        return {"net": net_name(member.net), **choices}
 
     def build(self, description, generator=None):
         """The net of a description, freshly initialised from `generator`."""
         channels, side, classes = self.shape
         options = {k: v for k, v in description.items() if k != "net"}
         return build_net(
-            description["net"], generator, channels=channels, side=side, classes=classes, **options
+            self.nets.get(description["net"], description["net"]),
+            generator,
+            channels=channels,
+            side=side,
+            classes=classes,
+            **options,
         )
 
     def sample(self, generator, iteration=None, weights=None):
@@ -148,7 +157,7 @@ class ModelPool:
             "name": self.name,
             "warmup": self.warmup,
             "shape": list(self.shape),
-            "members": [asdict(m) for m in self.members],
+            "members": [asdict(m) | {"net": net_name(m.net)} for m in self.members],
         }
 
     @classmethod
