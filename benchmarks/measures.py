@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddlib.config import DistillConfig, EvalConfig
 from ddlib.data import Data
+from ddlib.datasets import CIFAR10
 from ddlib.device import keep_freed_memory
 from ddlib.distill import distill, inner_epoch, train_on
 from ddlib.evaluate import evaluate, measure_group
@@ -21,7 +22,7 @@ from ddlib.graphs import Graph
 from ddlib.matching import default_slice, draw_batches, matching_step, set_products
 from ddlib.nets import build_net
 from ddlib.rng import stream
-from ddlib.synset import CIFAR10_MEAN, CIFAR10_STD, SyntheticSet
+from ddlib.synset import SyntheticSet
 
 KINDS = ("step", "epoch", "iteration", "evaluation")
 
@@ -169,8 +170,7 @@ def inputs(case, device):
     data = Data(
         "random",
         names,
-        CIFAR10_MEAN,
-        CIFAR10_STD,
+        *CIFAR10,
         x_train,
         labels,
         x_train[:0],

@@ -11,6 +11,7 @@ Config -> data -> `distill` -> `SyntheticSet` -> `evaluate` -> rows -> tables an
 from . import matching
 from .config import DistillConfig, EvalConfig
 from .data import Data, full_real, load_data, random_real
+from .datasets import DATASETS, register_dataset
 from .distill import distill
 from .errors import DDError
 from .evaluate import evaluate
@@ -33,6 +34,7 @@ from .study.study import Study
 from .synset import SyntheticSet, load_synset
 
 __all__ = [
+    "DATASETS",
     "MLP",
     "NETS",
     "PROFILES",
@@ -64,6 +66,7 @@ __all__ = [
     "paired_difference",
     "random_real",
     "read_rows",
+    "register_dataset",
     "register_net",
     "summarise",
 ]

@@ -1,9 +1,9 @@
-"""The networks: the ConvNet family that the pool draws from, five other nets, and nets from outside.
+"""The networks: the ConvNet family that the pool draws from, five others, and nets from outside.
 
 Shapes: every net maps images [N, channels, side, side] in normalised pixel space to logits
-[N, classes]; `embed` gives the flattened features [N, F] before the classifier. Sides are 28, 32, 64
-and 128. At 28 the first convolution of every convolutional net but LeNet pads two pixels more, which
-makes the feature maps those of a 32x32 image; at 64 and 128 classifiers take the larger maps.
+[N, classes]; `embed` gives the flattened features [N, F] before the classifier. Sides are 28, 32,
+64 and 128. At 28 the first convolution pads two pixels more, which makes the feature maps those of
+a 32x32 image; at 64 and 128 the linear layers take the larger maps.
 
 A net from outside is any `torch.nn.Module` class whose instances map images to logits. Its
 `__init__` gets of `channels`, `side`, `classes`, `width`, `depth` and `width_factor` what it names.
@@ -45,8 +45,8 @@ POOLINGS = {"none": nn.Identity, "average": MeanPool, "max": MaxPool}
 class Net(nn.Module):
     """Features, then one classifier. Subclasses set `features` and `classifier`.
 
-    `channels_last`: how a CPU lays out the activations. Convolutions and max pooling are quicker so,
-    GroupNorm is many times slower.
+    `channels_last`: how a CPU lays out the activations. Convolutions and max pooling are quicker
+    so, GroupNorm is many times slower.
     """
 
     channels_last = False
@@ -142,8 +142,8 @@ class LeNet(Net):
 class StagedNet(Net):
     """Stages of convolution - norm - relu with a 2x2 max pooling after each, then one linear layer.
 
-    `stages`: kernel and widths of each; `width_factor` scales the widths. `norm` None is the class's
-    own, else any of `NORMS`. The linear layer takes the whole map.
+    `stages`: kernel and widths of each; `width_factor` scales the widths. `norm` None is the
+    class's own, else any of `NORMS`. The linear layer takes the whole map.
     """
 
     stages: tuple[tuple[int, ...], ...]
@@ -173,7 +173,7 @@ class StagedNet(Net):
 
 
 class AlexNet(StagedNet):
-    """AlexNet for small images, 192 x 4 x 4 features at side 32. As in the DC family without norm."""
+    """AlexNet for small images, 192 x 4 x 4 features at side 32. As in the DC family, no norm."""
 
     channels_last = True
     stages = ((5, 128), (5, 192), (3, 256, 192, 192))
@@ -191,8 +191,7 @@ class ResNet18(Net):
     """ResNet18 for small images: 3x3 stem, no max pooling, four stages of two basic blocks, linear.
 
     The last map is averaged over all its pixels (4x4 at side 32). Instance norm (as GroupNorm) by
-    default, as in the DC family's evaluation; `norm` may be any of `NORMS`. `width_factor` scales all
-    widths.
+    default, as in the DC family's evaluation, or any of `NORMS`. `width_factor` scales all widths.
     """
 
     def __init__(
@@ -253,7 +252,7 @@ def scaled(width: int, factor: float) -> int:
 
 
 def extra_padding(side: int) -> int:
-    """Pixels on each border that bring images of 28 to 32; `DDError` unless `side` is in `SIDES`."""
+    """Pixels on each border that bring images of 28 to 32; `DDError` for a side not in `SIDES`."""
     return 2 if check_choice("image side", side, SIDES) == 28 else 0
 
 
@@ -265,15 +264,15 @@ NETS: dict[str, type[nn.Module]] = {
 def register_net(cls: type[nn.Module]) -> type[nn.Module]:
     """Make a class known by its name, wherever ddlib takes the name of a net; also a decorator.
 
-    Registering it anew replaces it, as when a notebook's cell runs again. Finished rows are found by
-    that name: give a changed net another. Raises `DDError` for the name of another net.
+    Registering it anew replaces it, as when a notebook's cell runs again. Finished rows are found
+    by that name: give a changed net another. Raises `DDError` for the name of another net.
     """
     NETS[cls.__name__] = net_class(cls)
     return cls
 
 
 def net_class(net: str | type[nn.Module], role: str = "net") -> type[nn.Module]:
-    """The class of a net that is given by its name or as the class itself; errors say its `role`."""
+    """The class of a net that is given by its name or as the class; errors say its `role`."""
     if isinstance(net, str):
         return NETS[check_choice(role, net, NETS)]
     if not (isinstance(net, type) and issubclass(net, nn.Module)):
@@ -298,7 +297,7 @@ def net_options(net: str | type[nn.Module]) -> dict[str, inspect.Parameter]:
 def width_options(
     net: str | type[nn.Module], width: int, depth: int | None, width_factor: float
 ) -> dict[str, Any]:
-    """Those of the three that the net has: ConvNet width and depth, LeNet none, VGG11 the factor."""
+    """What the net has of the three: ConvNet width and depth, LeNet none, VGG11 the factor."""
     offered = {"width": width, "depth": depth, "width_factor": width_factor}
     return {name: value for name, value in offered.items() if name in net_options(net)}
 
@@ -309,8 +308,8 @@ def build_net(
     """A fresh net: one of `NETS` by name, or a class from outside.
 
     `options`: `channels`, `side` and `classes`, of which the class gets those it names, and its own
-    (`width`, `norm`, ...). The weights are the class's initialisation, drawn from `generator` if one
-    is given. Raises `DDError` for an unknown name, option or choice, or a side it cannot take.
+    (`width`, `norm`, ...). The weights are the class's initialisation, drawn from `generator` if
+    there is one. Raises `DDError` for an unknown name, option or choice, or a side it cannot take.
     """
     cls, known = net_class(net), net_options(net)
     if all(parameter.kind != parameter.VAR_KEYWORD for parameter in known.values()):

@@ -1,4 +1,4 @@
-"""The nets are those of methods.md: sizes derived by hand, shapes, norms, and weights from a named generator."""
+"""The nets: sizes derived by hand, shapes, sides, norms, and weights from a named generator."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A researcher's own net, written in a notebook: in evaluation, as a teacher, in a pool, by name."""
+"""A researcher's own net, as written in a notebook: evaluated, teaching, in a pool, by name."""
 
 import json
 
