@@ -158,15 +158,13 @@ def load_data(
 def find_dataset(name: str | Path, root: Path, side: int | None) -> tuple[str, Dataset, Path]:
     """The name of a data set, how to read it (at `side`, if that is given), and where it lies."""
     path = Path(str(name)).expanduser()
-    if name in DATASETS:
-        dataset = DATASETS[str(name)]
-        return str(name), replace(dataset, side=dataset.side if side is None else side), root
     if path.suffix == ".npz" and path.is_file():
         return path.stem, Dataset(read_npz, side), path
-    if path.is_dir():
+    if str(name) not in DATASETS and path.is_dir():
         return path.stem, Dataset(partial(read_image_folder, side=side), side), path
-    own = "a folder with train/ and test/, or an .npz file"
-    raise DDError(f"no data set {str(name)!r}; valid: {', '.join(DATASETS)}, {own}")
+    own = "a folder with train/ and test/", "an .npz file"
+    dataset = DATASETS[check_choice("data set", str(name), (*DATASETS, *own))]
+    return str(name), replace(dataset, side=dataset.side if side is None else side), root
 
 
 def random_real(data: Data, ipc: int, seed: int) -> SyntheticSet:
