@@ -21,7 +21,7 @@ from ddlib.methods.gradient import Gradient
 from ddlib.methods.images import as_leaf
 from ddlib.nets import build_net
 from ddlib.rng import Streams, stream
-from ddlib.synset import CIFAR10_MEAN, CIFAR10_STD, SyntheticSet
+from ddlib.synset import SyntheticSet
 
 KINDS = ("step", "epoch", "iteration", "evaluation")
 
@@ -169,8 +169,7 @@ def inputs(case, device):
     data = Data(
         "random",
         names,
-        CIFAR10_MEAN,
-        CIFAR10_STD,
+        *CIFAR10,
         x_train,
         labels,
         x_train[:0],

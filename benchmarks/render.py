@@ -50,7 +50,7 @@ def render(files=None, folder=FOLDER):
         paths.append(Path(folder) / "scaling.png")
         draw_scaling(runs).savefig(paths[-1], dpi=150, metadata={"Software": None})
     if files is None:
-        paths.append(update_readme(runs))
+        paths.append(update_speed(runs))
     return paths
 
 
@@ -68,7 +68,7 @@ def read(files):
 
 
 def shown(runs):
-    """README's table: where the reference was measured too, median times (of a net), ratio, and a step's peak memory."""
+    """docs/speed.md's table: where the reference was measured too, median times (of a net), ratio, and a step's peak memory."""
     sides = "float32", "bfloat16", "reference"
     rows = [
         (
@@ -104,7 +104,7 @@ def shown(runs):
 
 
 def compared(seconds, sides):
-    """The cells of README's table: seconds of each side, and how many times as fast as the last one the others are."""
+    """The cells of docs/speed.md's table: seconds of each side, and how many times as fast as the last one the others are."""
     *ours, reference = sides
     ratios = ", ".join(
         f"{seconds[reference] / seconds[side]:.2f}" for side in ours if side in seconds
@@ -112,8 +112,8 @@ def compared(seconds, sides):
     return *(duration(seconds[side]) if side in seconds else "" for side in sides), ratios
 
 
-def update_readme(runs, readme=ROOT / "README.md"):
-    """Put `shown` into README.md between its markers; returns its path."""
+def update_speed(runs, readme=ROOT / "docs" / "speed.md"):
+    """Put `shown` into docs/speed.md between its markers; returns its path."""
     head, _, rest = readme.read_text().partition("<!-- speed -->\n")
     return write_atomic(
         readme,

@@ -10,17 +10,19 @@ Config -> data -> `distill` -> `SyntheticSet` -> `evaluate` -> rows -> tables an
 
 from .config import DistillConfig, EvalConfig
 from .data import Data, full_real, load_data, random_real
+from .datasets import DATASETS, register_dataset
 from .distill import distill
 from .errors import DDError
 from .evaluate import evaluate
 from .methods import METHODS, Images, Objective, Pixels, register_method
-from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net
+from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net, register_net
 from .pool import Member, ModelPool
 from .results import Results, read_results
 from .stats import interval, interval_text, paired_difference, summarise
 from .synset import SyntheticSet, load_synset
 
 __all__ = [
+    "DATASETS",
     "METHODS",
     "MLP",
     "NETS",
@@ -51,6 +53,8 @@ __all__ = [
     "paired_difference",
     "random_real",
     "read_results",
+    "register_dataset",
     "register_method",
+    "register_net",
     "summarise",
 ]

@@ -37,7 +37,7 @@ class DistillConfig:
     main_prob: float = 0.9  # probability of the main model in main_plus_*
     warmup: int = 0  # so many first iterations use the main model only (released code: 500)
     width: int = 128  # ConvNets of the pool
-    depth: int = 3
+    depth: int | None = 3  # None: by the images' side, `nets.DEPTHS`
     similar_depth: int | None = None  # None: as deep as the main model (released code: 1)
     width_factor: float = 1.0  # AlexNet and VGG11 of the pool
     outer: int | None = None  # steps of the pixels per iteration
@@ -63,11 +63,11 @@ class DistillConfig:
             self._check_values()
 
     def _check_values(self) -> None:
-        for name in ("ipc", "batch_real", "batch_bn", "batch_train", "width", "depth"):
+        for name in ("ipc", "batch_real", "batch_bn", "batch_train", "width"):
             check_range(name, getattr(self, name), 1)
         for name in ("iterations", "warmup", "seed", "lr_images", "lr_net"):
             check_range(name, getattr(self, name), 0)
-        for name in ("outer", "inner", "similar_depth", "slice_size"):
+        for name in ("outer", "inner", "depth", "similar_depth", "slice_size"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)
         check_range("main_prob", self.main_prob, 0, 1)
@@ -112,7 +112,7 @@ class EvalConfig:
     weight_decay: float = 5e-4
     batch: int = 256
     width: int = 128  # ConvNet
-    depth: int = 3
+    depth: int | None = 3  # None: by the images' side, `nets.DEPTHS`
     width_factor: float = 1.0  # AlexNet, VGG11, ResNet18
     alpha: float = 0.5  # weight of the distillation term (the released code's default)
     tau: float = 1.5  # temperature (the released code's default)
@@ -121,7 +121,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("epochs", "batch", "width", "depth"):
-            check_range(name, getattr(self, name), 1)
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 1)
         check_range("alpha", self.alpha, 0, 1)
         check_range("tau", self.tau, 1e-3)
         check_range("momentum", self.momentum, 0, 1)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from .config import EvalConfig, check_known
 from .data import Data
-from .errors import DDError, check_choice, check_range
+from .errors import DDError, check_range
 from .fast import Epoch, Graph, keep_freed_memory, mixed_precision, products, side_by_side
 from .losses import PROTOCOLS, Protocol, find_protocol
 from .machine import environment
-from .nets import NETS, build_net
+from .nets import DEPTHS, build_net, net_class, net_name, width_options
 from .progress import bar
 from .results import DISTILLATION, EVALUATION, ROWS, Results, canonical, flat
 from .rng import stream
@@ -27,18 +27,19 @@ from .synset import SyntheticSet
 VERSION = 2
 TEACHER = "ConvNet"
 AT_ONCE = {"cuda": 10, "cpu": 4}  # nets side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
+Net = str | type[nn.Module]  # a name or a class
 Pairs = Sequence[tuple[SyntheticSet, int]]  # sets, each with an eval seed
 
 
 def evaluate(
     synset: SyntheticSet | Iterable[SyntheticSet],
     data: Data,
-    nets: Sequence[str] = ("ConvNet",),
+    nets: Sequence[Net] = ("ConvNet",),
     protocol: str | Protocol = "ce",
     n_eval: int = 5,
     seed: int = 0,
     *,
-    teacher: str | None = TEACHER,
+    teacher: Net | None = TEACHER,
     split: str = "test",
     config: EvalConfig | None = None,
     results: Results | None = None,
@@ -59,6 +60,8 @@ def evaluate(
     """
     keep_freed_memory()
     config = configured(config, settings)
+    if config.depth is None:
+        config = replace(config, depth=DEPTHS.get(data.shape[1]))
     protocol, teacher = find_protocol(protocol, teacher)
     synsets = [synset] if isinstance(synset, SyntheticSet) else list(synset)
     for one in synsets:
@@ -114,9 +117,9 @@ def groups(missing: Sequence[tuple], device: torch.device | str) -> list[list[tu
 def describe_row(
     synset: SyntheticSet,
     protocol: Protocol,
-    net: str,
+    net: Net,
     eval_seed: int,
-    teacher: str | None,
+    teacher: Net | None,
     split: str,
     config: EvalConfig,
 ) -> dict:
@@ -124,20 +127,20 @@ def describe_row(
 
     Settings are those that differ from the defaults and matter to these nets; teacher, tau and alpha wherever they are used.
     """
-    uses = {name for one in (net, teacher) if one for name in width_options(one)}
-    unused = {"width", "depth", "width_factor"} - uses | {"alpha", "tau"}
+    used = net_width(net, config) | (net_width(teacher, config) if teacher else {})
+    unused = {"width", "depth", "width_factor"} - set(used) | {"alpha", "tau"}
     changed = {
         name: value
         for name, value in asdict(config).items()
         if name not in unused and value != EVALUATION[name]
     }
     if teacher:
-        changed |= {"teacher": teacher, "alpha": config.alpha, "tau": config.tau}
+        changed |= {"teacher": net_name(teacher), "alpha": config.alpha, "tau": config.tau}
     elif protocol.teacher != "never":
         changed |= {"alpha": config.alpha}
     return {
         "set": synset.id,
-        "net": net,
+        "net": net_name(net),
         "protocol": protocol.name,
         "settings": canonical(changed),
         "eval_seed": eval_seed,
@@ -182,8 +185,8 @@ def train_group(
     pairs: Pairs,
     data: Data,
     protocol: Protocol,
-    name: str,
-    teacher: str | None,
+    name: Net,
+    teacher: Net | None,
     config: EvalConfig,
     teachers: dict,
     streams: tuple[str, str] = ("eval", "batches"),
@@ -195,13 +198,15 @@ def train_group(
     targets = [None] * len(pairs)
     if teacher:
         targets = teacher_logits(pairs, data, teacher, config, teachers)
-    nets = [fresh_net(name, data, config, stream(seed, streams[0], name)) for _, seed in pairs]
+    nets = [
+        fresh_net(name, data, config, stream(seed, streams[0], net_name(name))) for _, seed in pairs
+    ]
     sets = [on_device(synset, data) for synset, _ in pairs]
     losses = [
         batch_loss(protocol, labels, target, config)
         for (_, labels), target in zip(sets, targets, strict=True)
     ]
-    generators = [stream(seed, streams[1], name) for _, seed in pairs]
+    generators = [stream(seed, streams[1], net_name(name)) for _, seed in pairs]
     train_nets(nets, [images for images, _ in sets], losses, config, generators)
     return nets
 
@@ -334,14 +339,14 @@ def measure_accuracy(
 
 
 def teacher_logits(
-    pairs: Pairs, data: Data, name: str, config: EvalConfig, teachers: dict
+    pairs: Pairs, data: Data, name: Net, config: EvalConfig, teachers: dict
 ) -> list[Tensor]:
     """Logits [N, classes] of teachers trained with plain CE, a tensor per pair of set and eval seed, on that set's images.
 
     `teachers` keeps what was trained: all students, protocols and temperatures share it.
     """
     plain = replace(config, alpha=0.0, tau=1.0)
-    keys = [(synset.id, name, seed, plain, str(data.device)) for synset, seed in pairs]
+    keys = [(synset.id, net_class(name), seed, plain, str(data.device)) for synset, seed in pairs]
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in teachers}
     if missing:
         streams = ("teacher", "teacher batches")
@@ -357,19 +362,17 @@ def teacher_logits(
     return [teachers[key] for key in keys]
 
 
-def fresh_net(name: str, data: Data, config: EvalConfig, generator: torch.Generator) -> nn.Module:
+def fresh_net(name: Net, data: Data, config: EvalConfig, generator: torch.Generator) -> nn.Module:
     """An evaluation net at the width that `config` gives, on the data's device."""
     channels, side, classes = data.shape
-    options = {option: getattr(config, option) for option in width_options(name)}
-    net = build_net(name, generator, channels=channels, side=side, classes=classes, **options)
+    shape = {"channels": channels, "side": side, "classes": classes}
+    net = build_net(name, generator, **shape, **net_width(name, config))
     return net.to(data.device, data.x_train.dtype)
 
 
-def width_options(name: str) -> tuple[str, ...]:
-    """The settings that say how large a net is: ConvNet has width and depth, LeNet and MLP none, the others scale."""
-    if name == "ConvNet":
-        return ("width", "depth")
-    return () if name in ("MLP", "LeNet") else ("width_factor",)
+def net_width(name: Net, config: EvalConfig) -> dict:
+    """Of a config's width, depth and width factor those that a net has."""
+    return width_options(name, config.width, config.depth, config.width_factor)
 
 
 def configured(config: EvalConfig | None, settings: dict) -> EvalConfig:
@@ -381,14 +384,16 @@ def configured(config: EvalConfig | None, settings: dict) -> EvalConfig:
 def check_request(
     synset: SyntheticSet,
     data: Data,
-    nets: Sequence[str],
+    nets: Sequence[Net],
     n_eval: int,
-    teacher: str | None,
+    teacher: Net | None,
     names: Sequence[str],
 ) -> None:
     """Raise `DDError` for anything that `evaluate` cannot do."""
-    for net in [*nets, *([teacher] if teacher else [])]:
-        check_choice("net", net, NETS)
+    for net in nets:
+        net_class(net)
+    if teacher is not None:
+        net_class(teacher, "teacher")
     check_range("n_eval", n_eval, 1)
     for name in names:
         if not len(data.split(name)[1]):

@@ -1,239 +1,236 @@
-"""The synthetic set: what distillation makes, evaluation trains on, and the file others can load."""
+"""The synthetic set: what distillation makes, evaluation trains on, and others can load."""
 
+import base64
 import hashlib
+import io
 import pickle
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from .errors import DDError
+from .datasets import DATASETS
+from .errors import DDError, check_choice
 from .store import dumps, load_tensors, save_tensors, write_atomic
 
 FORMAT = 1
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (
-    0.2023,
-    0.1994,
-    0.2010,
-)  # the one this field uses; the true one is 0.2470, 0.2435, 0.2616
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+INFO = ("dataset", "iteration", "mean", "std", "classes", "config", "provenance")
+SHOWN = 10  # classes, and images of each, of a notebook's picture
+THUMBNAIL = 32  # pixels
 
 
 @dataclass
 class SyntheticSet(torch.utils.data.Dataset):
     """A few images per class and all that is needed to use them correctly.
 
-    `images`: float32 [N, C, side, side] in normalised pixel space: (pixel in [0, 1] - mean) / std, per channel.
-    `labels`: int64 [N], sorted. `config`: the full settings of the distillation. `provenance`: versions, git revision,
-    device, seeds, wall time, diverged iterations. As a `torch.utils.data.Dataset` it yields (image, label).
+    `images`: float32 [N, C, side, side] in normalised pixel space: (pixel in [0, 1] - mean) / std,
+    per channel. `labels`: int64 [N], sorted. `config`: the full settings of the distillation.
+    `provenance`: versions, git revision, device, seeds, wall time, diverged iterations. `history`
+    (sets at earlier iterations) and `log` (a DataFrame, a row per iteration) are not saved. As a
+    `torch.utils.data.Dataset` it yields (image, label); a notebook shows it as thumbnails.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    mean: tuple
-    std: tuple
-    classes: tuple
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    classes: tuple[str, ...]
     dataset: str
     iteration: int = 0
-    config: dict = field(default_factory=dict)
-    provenance: dict = field(default_factory=dict)
-    history: list = field(
-        default_factory=list, repr=False, compare=False
-    )  # sets at earlier iterations, not saved
-    log: object = field(
-        default=None, repr=False, compare=False
-    )  # a DataFrame, one row per iteration, not saved
+    config: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    history: list["SyntheticSet"] = field(default_factory=list, compare=False)
+    log: Any = field(default=None, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.images, self.labels = self.images.detach(), self.labels.to(self.images.device)
         if self.images.ndim != 4 or len(self.images) != len(self.labels) or not len(self.labels):
-            raise DDError(
-                f"images {list(self.images.shape)} and labels {list(self.labels.shape)}; needed: [N, C, H, W] and [N], N > 0"
-            )
+            shapes = f"images {list(self.images.shape)} and labels {list(self.labels.shape)}"
+            raise DDError(f"{shapes}; needed: [N, C, H, W] and [N], N > 0")
+        channels, means = self.images.shape[1], len(self.mean or ())
+        if self.mean is not None and means != channels:
+            raise DDError(f"images have {channels} channels, their mean {means}; they must agree")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
 
+    def __repr__(self) -> str:
+        shape, about = "x".join(map(str, self.images.shape[1:])), self.config | {"ipc": self.ipc}
+        names = [name for name in ("ipc", "method", "pool", "seed") if name in about]
+        settings = ", ".join(f"{name} {about[name]}" for name in names)
+        return (
+            f"SyntheticSet({self.dataset!r}: {len(self)} images {shape}, {len(self.classes)} "
+            f"classes; {settings}, iteration {self.iteration};\n"
+            f"  mean {rounded(self.mean)}, std {rounded(self.std)}; id {self.id})"
+        )
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """What a notebook shows: the text, and thumbnails if the normalisation is known."""
+        shown = {"text/plain": repr(self)}
+        if self.mean is not None and self.images.shape[1] in (1, 3):
+            shown["image/png"] = base64.b64encode(self.thumbnails()).decode()
+        return shown
+
     @property
-    def ipc(self):
+    def ipc(self) -> int:
         """Images per class (of the smallest class)."""
         return int(torch.bincount(self.labels, minlength=len(self.classes)).min())
 
     @property
-    def id(self):
+    def id(self) -> str:
         """A fingerprint of the pixels and labels: results belong to exactly these."""
-        content = hashlib.sha256(self.images.cpu().contiguous().numpy().tobytes())
-        content.update(self.labels.cpu().numpy().tobytes())
-        return content.hexdigest()[:12]
+        return fingerprint(self.images, self.labels)[:12]
 
-    def images01(self):
+    def images01(self) -> Tensor:
         """Images for viewing, [N, C, side, side] in [0, 1]: normalisation undone, then clipped."""
         if self.mean is None:
-            raise DDError(
-                "the normalisation of this set is unknown; name it: load_synset(path, dataset='cifar10')"
-            )
-        mean, std = (
-            torch.tensor(v, device=self.images.device).view(-1, 1, 1) for v in (self.mean, self.std)
-        )
+            hint = "load_synset(path, dataset='cifar10')"
+            raise DDError(f"the normalisation of this set is unknown; name it: {hint}")
+        device = self.images.device
+        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.mean, self.std))
         return (self.images * std + mean).clamp(0, 1)
 
-    def save(self, path):
-        """Write `path` (.safetensors: tensors, with everything else as JSON in its header) and a readable copy of that JSON
-        beside it (.json), each atomically. `load` needs the first only."""
+    def thumbnails(self) -> bytes:
+        """A PNG of the first images of the first classes, ten of each at most, a class per row."""
+        from torchvision.utils import save_image
+
+        classes, counts = self.labels.unique(return_counts=True)
+        columns, file = min(SHOWN, int(counts.min())), io.BytesIO()
+        rows = torch.cat([(self.labels == c).nonzero()[:columns, 0] for c in classes[:SHOWN]])
+        shown = replace(self, images=self.images[rows], labels=self.labels[rows]).images01()
+        small = F.adaptive_avg_pool2d(shown.float(), min(shown.shape[-1], THUMBNAIL))
+        save_image(small, file, "png", nrow=columns, pad_value=1)
+        return file.getvalue()
+
+    def save(self, path: str | Path) -> Path:
+        """Write `path` (.safetensors: tensors, with everything else as JSON in its header) and a
+        readable copy of that JSON beside it (.json), each atomically. `load` needs only the first.
+        """
         path = with_ending(path)
-        info = {
-            "format": FORMAT,
-            "dataset": self.dataset,
-            "iteration": self.iteration,
-            "mean": self.mean,
-            "std": self.std,
-            "classes": list(self.classes),
-            "config": self.config,
-            "provenance": self.provenance,
-        }
+        info = {"format": FORMAT} | {name: getattr(self, name) for name in INFO}
         save_tensors(path, {"images": self.images, "labels": self.labels}, info)
         write_atomic(path.with_suffix(".json"), dumps({"id": self.id, **info}))
         return path
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | Path) -> "SyntheticSet":
         """Read what `save` wrote. Raises `DDError` for a missing, damaged or foreign file."""
         tensors, info = load_tensors(with_ending(path))
         try:
             if info["format"] != FORMAT:
                 raise DDError(f"{path} has format {info['format']}; this ddlib reads {FORMAT}")
-            mean, std = (None if info[k] is None else tuple(info[k]) for k in ("mean", "std"))
-            return cls(
-                tensors["images"],
-                tensors["labels"],
-                mean,
-                std,
-                tuple(info["classes"]),
-                info["dataset"],
-                info["iteration"],
-                info["config"],
-                info["provenance"],
-            )
+            about = {name: info[name] for name in INFO} | {"classes": tuple(info["classes"])}
+            about |= {k: None if about[k] is None else tuple(about[k]) for k in ("mean", "std")}
+            return cls(tensors["images"], tensors["labels"], **about)
         except (KeyError, TypeError) as error:
             raise DDError(f"{path} is no synthetic set (its header lacks {error})") from error
 
-    def to(self, device):
+    def to(self, device: torch.device | str) -> "SyntheticSet":
         """The same set on another device."""
-        return SyntheticSet(
-            **{**vars(self), "images": self.images.to(device), "labels": self.labels.to(device)}
-        )
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def export_pngs(self, folder):
+    def export_pngs(self, folder: str | Path) -> list[Path]:
         """Write one PNG per image, `<class>_<k>.png`; returns the paths."""
         from torchvision.transforms.functional import to_pil_image
 
-        folder, paths, seen = Path(folder), [], {}
+        folder, paths, seen = Path(folder), [], Counter()
         folder.mkdir(parents=True, exist_ok=True)
         for image, label in zip(self.images01().cpu(), self.labels.tolist(), strict=True):
-            seen[label] = seen.get(label, -1) + 1
-            paths.append(folder / f"{self.classes[label]}_{seen[label]:03d}.png")
+            name = self.classes[label].replace("/", "-")  # as in Fashion-MNIST's T-shirt/top
+            paths.append(folder / f"{name}_{seen[label]:03d}.png")
             to_pil_image(image).save(paths[-1])
+            seen[label] += 1
         return paths
 
 
-def with_ending(path):
+def fingerprint(images: Tensor, labels: Tensor) -> str:
+    """sha256 over pixels and labels, hexadecimal."""
+    content = hashlib.sha256(images.cpu().contiguous().numpy())
+    content.update(labels.cpu().contiguous().numpy())
+    return content.hexdigest()
+
+
+def rounded(values: Sequence[float] | None) -> tuple[float, ...] | str:
+    """A mean or std as people read it."""
+    return "unknown" if values is None else tuple(round(v, 4) for v in values)
+
+
+def with_ending(path: str | Path) -> Path:
     """`path` with .safetensors behind it, if it is not there yet."""
     path = Path(path)
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
-def load_synset(path, index=-1, dataset="cifar10"):
-    """Read a synthetic set: ddlib's own .safetensors, or a .pt file as the DC family publishes them.
+def load_synset(path: str | Path, index: int = -1, dataset: str | None = "cifar10") -> SyntheticSet:
+    """Read a synthetic set: ddlib's own .safetensors, or a .pt file as the DC family has them.
 
-    Such a .pt holds `{"data": [[images, labels], ...]}`; `index` chooses the entry, by default the last. It says nothing of
-    its normalisation: `dataset` names whose it is (`"cifar10"`, or None if unknown). Accuracies stored beside the images
-    (`accs_all_exps`) come back in `provenance["accuracies"]`, in percent. Nothing in the file is executed
-    (`weights_only=True`). Raises `DDError` for anything else.
+    Such a .pt holds `{"data": [[images, labels], ...]}`; `index` chooses the entry, by default the
+    last. It says nothing of its normalisation: `dataset` names whose it is (None if unknown).
+    Accuracies stored beside the images (`accs_all_exps`) come back in percent, in
+    `provenance["accuracies"]`. Nothing in the file is executed. `DDError` for anything else.
     """
     path = Path(path)
     if path.suffix != ".pt":
         return SyntheticSet.load(path)
-    if not path.is_file():
-        raise DDError(f"no file {path}")
-    # Stored accuracies are numpy scalars; numpy < 2 pickled them under the old module name.
-    scalar = np._core.multiarray.scalar
-    allowed = [
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-    ]
-    allowed.append(type(np.dtype(np.float64)))
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-    ) as error:
-        raise DDError(
-            f"{path} is damaged, or holds more than tensors and numbers ({first_line(error)})"
-        ) from error
+    content = read_pt(path)
     try:
         entries = dict(content)["data"] if isinstance(content, dict) else None
         images, labels = entries[index]
         images, labels = torch.as_tensor(images).float(), torch.as_tensor(labels).long()
-        accuracies = {
-            str(net): [100 * float(a) for a in values]
-            for net, values in content.get("accs_all_exps", {}).items()
-        }
-        classes = int(labels.max()) + 1
+        stored = content.get("accs_all_exps", {}).items()
+        accuracies = {str(net): [100 * float(a) for a in values] for net, values in stored}
         if int(labels.min()) < 0:
             raise ValueError("negative labels")
     except IndexError as error:
         raise DDError(f"{path} has no entry {index}; it holds {len(entries)}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DDError(
-            f"{path} is no set of the DC family; needed: {{'data': [[images, labels], ...]}}"
-        ) from error
-    mean, std, names = normalisation(dataset, classes)
+        needed = "{'data': [[images, labels], ...]}"
+        raise DDError(f"{path} is no set of the DC family; needed: {needed}") from error
+    about = *normalisation(dataset, int(labels.max()) + 1), dataset or "unknown"
     provenance = {"source": path.name, "entry": index, "accuracies": accuracies}
-    synset = SyntheticSet(
-        images, labels, mean, std, names, dataset or "unknown", provenance=provenance
-    )
-    synset.config = {
-        "ipc": synset.ipc,
-        "pool": path.stem,
-        "seed": index if index >= 0 else len(entries) + index,
-    }
-    return synset
+    synset = SyntheticSet(images, labels, *about, provenance=provenance)
+    seed = index if index >= 0 else len(entries) + index
+    return replace(synset, config={"ipc": synset.ipc, "pool": path.stem, "seed": seed})
 
 
-def normalisation(dataset, classes):
-    """Mean, std and class names of a known data set; (None, None, numbers) for None."""
-    if dataset == "cifar10" and classes <= 10:
-        return CIFAR10_MEAN, CIFAR10_STD, CIFAR10_CLASSES
+def read_pt(path: Path) -> Any:
+    """The content of a .pt file of tensors and numbers; nothing in it is executed."""
+    if not path.is_file():
+        raise DDError(f"no file {path}")
+    # Stored accuracies are numpy scalars; numpy < 2 pickled them under the old module name.
+    scalar = np._core.multiarray.scalar
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    allowed = [*((scalar, name) for name in names), np.dtype, type(np.dtype(np.float64))]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, pickle.PickleError) as error:
+        reason = f"damaged, or holds more than tensors and numbers ({first_line(error)})"
+        raise DDError(f"{path} is {reason}") from error
+
+
+def normalisation(dataset: str | None, classes: int) -> tuple[Any, Any, tuple[str, ...]]:
+    """Mean, std and class names of a data set known by name; (None, None, numbers) for None."""
+    numbers = tuple(str(c) for c in range(classes))
     if dataset is None:
-        return None, None, tuple(str(c) for c in range(classes))
-    raise DDError(
-        f"the normalisation of {dataset!r} with {classes} classes is not known; valid: 'cifar10' or None"
-    )
+        return None, None, numbers
+    known = [name for name, about in DATASETS.items() if about.mean]
+    about = DATASETS[check_choice("normalisation", dataset, [*known, None])]
+    names = about.classes or numbers
+    if classes > len(names):
+        raise DDError(f"the set has {classes} classes; {dataset} has {len(names)}")
+    return about.mean, about.std, names
 
 
-def first_line(error):
+def first_line(error: Exception) -> str:
+    """What an exception says, on one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

@@ -191,8 +191,8 @@ def test_render_of_nothing_says_what_to_do(tmp_path):
         render.read([tmp_path / "a.json"])
 
 
-def test_the_readme_tells_what_the_committed_results_say():
-    readme = (ROOT / "README.md").read_text()
+def test_the_docs_tell_what_the_committed_results_say():
+    readme = (ROOT / "docs" / "speed.md").read_text()
     assert render.shown(render.read(sorted(render.RESULTS.glob("*.json")))) in readme
     summary = equality.summary(pd.read_csv(equality.RESULTS))
     assert set(summary["ipc"]) == set(equality.LOOPS) and set(summary["path"]) == set(

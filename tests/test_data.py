@@ -1,14 +1,13 @@
-"""Data: shapes, normalisation, splits, sampling; every layout a user may bring, and every way it may be wrong."""
+"""Data: shapes, normalisation, splits, sampling; what layouts a user may bring, and mistakes."""
 
 import gc
-from urllib.error import URLError
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_data, refused
 from PIL import Image
-from torchvision.datasets import CIFAR10
 
 from ddlib.data import full_real, load_data, random_real
 from ddlib.evaluate import evaluate
@@ -23,7 +22,7 @@ def digits():
 
 
 def pixels(n_classes=2, per_class=PER_CLASS, side=32, channels=3, seed=0):
-    """uint8 [N, side, side, channels], the class readable from the brightness, and labels in mixed order."""
+    """uint8 [N, side, side, channels], brighter by class, and labels in mixed order."""
     random = np.random.default_rng(seed)
     labels = np.tile(np.arange(n_classes), per_class)
     images = (
@@ -53,7 +52,7 @@ def save_tree(folder, images, labels, classes, suffix="png"):
     return folder
 
 
-# Digits ---------------------------------------------------------------------------------------------------------------
+# Digits -------------------------------------------------------------------------------------------
 
 
 def test_digits_have_the_documented_sizes(digits):
@@ -109,6 +108,8 @@ def test_a_net_learns_the_digits(digits):
 def test_side_is_resized_to(digits):
     small = load_data("digits", side=28)
     assert small.shape == (1, 28, 10) and len(small.x_train) == len(digits.x_train)
+    assert small.note == "resized from 8x8 to 28x28"
+    assert digits.note == "resized from 8x8 to 32x32"
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])
@@ -125,7 +126,7 @@ def test_impossible_validation_fraction_is_refused(fraction):
         load_data("digits", val_fraction=fraction)
 
 
-# Sampling -------------------------------------------------------------------------------------------------------------
+# Sampling -----------------------------------------------------------------------------------------
 
 
 def test_sample_gives_only_the_class_and_no_image_twice(data):
@@ -157,6 +158,40 @@ def test_to_changes_the_type_of_images_only(data):
     assert double.sample(0, 2, stream(0, "x")).dtype == torch.float64
 
 
+def test_repr_is_two_lines_that_say_what_the_data_are(data):
+    assert repr(data) == (
+        "Data('tiny': 1x28x28, 3 classes; 36 train (12 a class), 6 val, 12 test;\n"
+        "  mean (0.5,), std (0.25,))"
+    )
+
+
+def test_repr_names_the_smallest_and_the_largest_class(digits):
+    counts = digits.counts()
+    assert min(counts) < max(counts)
+    assert f"({min(counts)} to {max(counts)} a class)" in repr(digits)
+    assert repr(digits).endswith("; resized from 8x8 to 32x32)")
+
+
+def test_digest_follows_training_images_and_labels_and_nothing_else(data):
+    other = {
+        name: tensor.clone() for name, tensor in vars(data).items() if name[:2] in ("x_", "y_")
+    }
+    same = replace(data, name="other", note="resized", x_test=data.x_test + 1, y_val=data.y_val * 0)
+    other["y_train"][0] = 1
+    label = replace(data, y_train=other["y_train"])
+    other["x_train"][3, 0, 5, 5] += 1e-6
+    pixel = replace(data, x_train=other["x_train"])
+    assert len(data.digest) == 64 and data.digest == same.digest
+    assert len({data.digest, label.digest, pixel.digest}) == 3
+    assert data.to(dtype=torch.float64).digest == data.digest
+
+
+def test_digest_is_computed_once(data, monkeypatch):
+    first = data.digest
+    monkeypatch.setattr("ddlib.data.fingerprint", None)
+    assert data.digest == first
+
+
 def test_unknown_split_is_refused(data):
     with refused("'valid'", "did you mean 'val'", "train"):
         data.split("valid")
@@ -170,7 +205,7 @@ def test_random_real_takes_ipc_different_images_of_each_class(data):
         drawn = {x.numpy().tobytes() for x in one.images[one.labels == c]}
         assert len(drawn) == 3 and drawn <= own
     assert one.id == same.id != other.id
-    assert one.config == {"ipc": 3, "pool": "random_real", "seed": 0} and one.dataset == data.name
+    assert one.config == {"ipc": 3, "method": "random_real", "pool": "", "seed": 0} and one.dataset == data.name
 
 
 @pytest.mark.parametrize("ipc", [0, 13])
@@ -182,10 +217,10 @@ def test_random_real_of_an_impossible_ipc_is_refused(data, ipc):
 def test_full_real_is_all_training_images(data):
     whole = full_real(data)
     assert torch.equal(whole.images, data.x_train) and torch.equal(whole.labels, data.y_train)
-    assert whole.config["pool"] == "full_data"
+    assert whole.config["method"] == "full_data"
 
 
-# A user's own arrays --------------------------------------------------------------------------------------------------
+# A user's own arrays ------------------------------------------------------------------------------
 
 LAYOUTS = {
     "uint8 NHWC": lambda x: x,
@@ -236,12 +271,41 @@ def test_npz_may_name_its_classes(tmp_path):
     assert data.classes == ("cat", "dog")
 
 
-@pytest.mark.parametrize(
-    ("side", "asked", "expected"), [(40, None, 32), (32, 28, 28), (28, 32, 32)]
-)
-def test_npz_images_are_resized(tmp_path, side, asked, expected):
+@pytest.mark.parametrize(("side", "asked"), [(40, 32), (32, 28), (28, 32), (20, 64), (64, 128)])
+def test_images_are_resized_to_the_side_that_is_asked_for_and_the_data_say_so(
+    tmp_path, side, asked
+):
     data = load_data(save_npz(tmp_path / "mine.npz", *pixels(side=side)), side=asked)
-    assert data.shape[1] == expected == data.x_test.shape[2]
+    assert data.shape[1] == asked == data.x_test.shape[2]
+    assert data.note == f"resized from {side}x{side} to {asked}x{asked}"
+    assert data.note in repr(data) and data.to(dtype=torch.float64).note == data.note
+
+
+@pytest.mark.parametrize("side", [28, 32, 64, 128])
+@pytest.mark.parametrize("named", [False, True])
+def test_images_of_a_side_that_nets_take_are_left_as_they_are(tmp_path, side, named):
+    images, labels = pixels(side=side, per_class=2)
+    data = load_data(save_npz(tmp_path / "mine.npz", images, labels), side=side if named else None)
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (data.mean, data.std))
+    expected = torch.tensor(images.transpose(0, 3, 1, 2)).float() / 255
+    assert torch.equal(data.x_test, (expected - mean) / std) and data.note == ""
+
+
+@pytest.mark.parametrize(
+    ("shape", "test_shape", "words"),
+    [
+        ((40, 40), (40, 40), ("40x40", "side=", "28, 32, 64, 128")),
+        ((32, 28), (32, 28), ("32x28", "side=")),
+        ((32, 32), (28, 28), ("28x28, 32x32", "side=")),
+    ],
+)
+def test_images_are_never_resized_without_a_word(tmp_path, shape, test_shape, words):
+    images, tests = (np.zeros((4, *size, 3), np.uint8) for size in (shape, test_shape))
+    labels = np.array([0, 1, 0, 1])
+    path = save_npz(tmp_path / "mine.npz", images, labels, tests, labels)
+    with refused(*words):
+        load_data(path)
+    assert load_data(path, side=32).shape == (3, 32, 2)
 
 
 def test_validation_holds_out_at_least_one_image_of_a_small_class(tmp_path):
@@ -277,9 +341,9 @@ GRAY = IMAGES[..., :1]
         ((IMAGES, LABELS, IMAGES, LABELS + 1), ("y_test", "1 to 2", "0 to 1")),
         ((IMAGES, LABELS, IMAGES, LABELS + 0.5), ("y_test", "float64", "integers")),
         ((IMAGES, LABELS, IMAGES, LABELS[:3]), ("y_test", "[3]", "16")),
-        ((IMAGES, LABELS, GRAY, LABELS), ("1", "3", "channels")),
+        ((IMAGES, LABELS, GRAY, LABELS), ("channels", "'train': 3", "'test': 1")),
         ((IMAGES, LABELS * 2), ("'1'", "no training images")),
-        ((IMAGES.astype(str), LABELS), ("mine.npz", "images")),
+        ((IMAGES.astype(str), LABELS), ("<U", "uint8")),
     ],
     ids=[
         "from -1 to 1",
@@ -346,7 +410,7 @@ def test_damaged_npz_is_refused(tmp_path, damage):
     gc.collect()  # a file left open would warn here
 
 
-# A tree of images -----------------------------------------------------------------------------------------------------
+# A tree of images ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("channels", "side", "asked"), [(3, 32, None), (1, 32, None), (3, 20, 28)])
@@ -359,6 +423,7 @@ def test_image_folder(tmp_path, channels, side, asked):
     assert (
         data.shape == (3, asked or 32, 2) and data.classes == ("cat", "dog") and data.name == "pets"
     )
+    assert data.note == ("" if side == 32 else "resized from 20x20 to 28x28")
     assert data.counts() == [6, 6] and len(data.x_val) == 4 and len(data.x_test) == 16
     for part in ("train", "val", "test"):
         x, y = data.split(part)
@@ -371,10 +436,28 @@ def test_image_folder(tmp_path, channels, side, asked):
         torch.testing.assert_close(back, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_files_of_several_sizes_are_resized_only_when_asked(tmp_path):
+    sizes, (images, labels) = [(40, 30), (64, 64), (28, 20), (50, 50)], pixels(side=64)
+    tree = save_tree(
+        tmp_path / "pets",
+        [images[k][: sizes[k % 4][0], : sizes[k % 4][1]] for k in range(len(images))],
+        labels,
+        ["cat", "dog"],
+    )
+    with refused("28x20, 40x30, 50x50, ...", "side=", "28, 32, 64, 128"):
+        load_data(tree)
+    data = load_data(tree, side=32)
+    assert (
+        data.shape == (3, 32, 2) and data.note == "resized from 28x20, 40x30, 50x50, ... to 32x32"
+    )
+    for x, y in (data.split("train"), data.split("test")):
+        assert ((x.mean((1, 2, 3)) > 0) == (y == 1)).all()
+
+
 def test_folder_without_test_images_is_refused(tmp_path):
     tree = save_tree(tmp_path / "pets", *pixels(), ["cat", "dog"])
     (tree / "test").rename(tree / "rest")
-    with refused("test", "needed: test/<class>/"):
+    with refused("pets", "needed", "test/<class>/"):
         load_data(tree)
 
 
@@ -399,28 +482,19 @@ def test_folder_with_a_damaged_image_is_refused(tmp_path):
         load_data(tree)
 
 
-# Names ----------------------------------------------------------------------------------------------------------------
+# Names --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["cifar100", "missing.npz", "no/such/folder"])
+@pytest.mark.parametrize("name", ["imagenet", "missing.npz", "no/such/folder"])
 def test_unknown_data_set_is_refused(name):
     with refused(name, "cifar10", "digits", ".npz"):
         load_data(name)
 
 
-@pytest.mark.parametrize("side", [16, 64])
+@pytest.mark.parametrize("side", [0, 16, 48])
 def test_a_side_that_nets_cannot_take_is_refused(side):
-    with refused(side, "28, 32"):
+    with refused(side, "28, 32, 64, 128"):
         load_data("digits", side=side)
-
-
-def test_cifar10_without_data_or_network_says_what_to_do(tmp_path, monkeypatch):
-    def no_network(self):
-        raise URLError("no network")
-
-    monkeypatch.setattr(CIFAR10, "download", no_network)
-    with refused(tmp_path, "could not be downloaded", "cifar-10-batches-py", "--data-root"):
-        load_data("cifar10", root=tmp_path)
 
 
 def test_helper_data_is_what_the_tests_take_it_for():

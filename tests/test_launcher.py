@@ -20,7 +20,7 @@ NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in launcher.NOTEBOOKS
         (["--set", "iterations=many"], ["'many'", "int"]),
         (["--set", "nets=LeNet,Lenet"], ["'Lenet'", "LeNet"]),
         (["--set", "ipcs=0"], ["ipc is 0"]),
-        (["--set", "dataset=mnist"], ["'mnist'", "digits", "cifar10"]),
+        (["--set", "dataset=mnits"], ["'mnits'", "did you mean 'mnist'", "cifar10"]),
         (["--device", "tpu"], ["'tpu'", "cpu", "cuda"]),
     ],
 )

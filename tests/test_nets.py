@@ -1,11 +1,20 @@
-"""The nets are those of methods.md: sizes derived by hand, shapes, norms, and weights from a named generator."""
+"""The nets: sizes derived by hand, shapes, sides, norms, and weights from a named generator."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import refused
 
-from ddlib.nets import ACTIVATIONS, NETS, NORMS, MaxPool, MeanPool, build_net
+from ddlib.nets import (
+    ACTIVATIONS,
+    DEPTHS,
+    NETS,
+    NORMS,
+    SIDES,
+    MaxPool,
+    MeanPool,
+    build_net,
+)
 from ddlib.rng import stream, torch_seeded_by
 
 SMALL = {  # options that make each net cheap
@@ -202,9 +211,10 @@ def test_torch_seeded_by_gives_the_global_generator_back():
         ("ConvNet", {"width": 6, "norm": "group"}, ("6", "multiple of 4")),
         ("ConvNet", {"width": 0}, ("0", "at least 1")),
         ("ConvNet", {"depth": 6}, ("6", "1 to 5")),
+        ("ConvNet", {"depth": 8, "side": 128}, ("8", "1 to 7")),
         ("AlexNet", {"width_factor": 0}, ("0", "width_factor")),
-        ("MLP", {"side": 64}, ("64", "28, 32")),
-        ("ConvNet", {"side": 30}, ("30", "28, 32")),
+        ("MLP", {"side": 48}, ("48", "28, 32, 64, 128")),
+        ("ConvNet", {"side": 30}, ("30", "28, 32, 64, 128")),
     ],
 )
 def test_what_a_net_cannot_be_is_refused(name, options, words):
@@ -212,10 +222,49 @@ def test_what_a_net_cannot_be_is_refused(name, options, words):
         build_net(name, **options)
 
 
-@pytest.mark.parametrize("name", [n for n in NETS if n != "MLP"])
+@pytest.mark.parametrize("name", NETS)
 def test_the_class_itself_refuses_other_sides(name):
-    with refused("64", "28, 32"):
-        NETS[name](side=64)
+    with refused("48", "28, 32, 64, 128"):
+        NETS[name](side=48)
+
+
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [
+        ("ConvNet", (2048, 2048, 2048, 2048)),
+        ("MLP", (128, 128, 128, 128)),
+        ("LeNet", (84, 84, 84, 84)),
+        ("AlexNet", (3072, 3072, 12288, 49152)),
+        ("VGG11", (512, 512, 2048, 8192)),
+        ("ResNet18", (512, 512, 512, 512)),
+    ],
+)
+def test_larger_images_have_larger_maps_and_the_same_features_elsewhere(name, features):
+    for side, count in zip(SIDES, features, strict=True):
+        net = on_meta(name, side=side)
+        assert net.embed(torch.empty(2, 3, side, side, device="meta")).shape == (2, count)
+
+
+@pytest.mark.parametrize("side", [64, 128])
+@pytest.mark.parametrize("norm", ["instance", "layer"])
+@pytest.mark.parametrize("name", NETS)
+def test_larger_images_have_logits_and_gradients(name, norm, side):
+    options = {} if name in ("MLP", "LeNet") else {"norm": norm, **SMALL[name]}
+    net = build_net(name, stream(0, name), side=side, **options)
+    images = torch.randn(2, 3, side, side, generator=stream(0, "images")).requires_grad_()
+    logits = net(images)
+    (gradient,) = torch.autograd.grad(logits[:, 0].sum(), images)
+    assert logits.shape == (2, 10) and torch.isfinite(logits).all() and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("side", "depth"), [(28, 3), (32, 3), (64, 4), (128, 5)])
+def test_depth_grows_with_the_side_unless_it_is_given(side, depth):
+    def convolutions(**options):
+        layers = on_meta("ConvNet", side=side, width=4, **options).features
+        return sum(isinstance(layer, torch.nn.Conv2d) for layer in layers)
+
+    assert DEPTHS[side] == convolutions() == convolutions(depth=None) == depth
+    assert convolutions(depth=2) == 2
 
 
 @pytest.mark.parametrize("side", [2, 8, 32])
@@ -233,7 +282,7 @@ def test_mean_pooling_is_average_pooling(side):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("shape", [(3, 5, 2, 2), (3, 5, 8, 4), (2, 1, 32, 32)])
+@pytest.mark.parametrize("shape", [(3, 5, 2, 2), (3, 5, 8, 4), (2, 1, 32, 32), (1, 1, 128, 128)])
 def test_max_pooling_is_max_pooling(shape, layout):
     """Values, gradients and the gradients' own derivatives, which matching needs."""
     images = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,7 @@
-"""Synthetic sets: files that carry all that is needed, and what is refused of other people's files."""
+"""Synthetic sets: files that carry all that is needed, and what is refused of other people's."""
 
+import base64
+import io
 import json
 import os
 import zipfile
@@ -12,8 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
+from ddlib.datasets import CIFAR10, CIFAR10_CLASSES, MNIST
 from ddlib.store import load_tensors, save_tensors
-from ddlib.synset import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, SyntheticSet, load_synset
+from ddlib.synset import SyntheticSet, load_synset
 
 
 def make(ipc=2, classes=("cat", "dog"), **changes):
@@ -117,6 +120,77 @@ def test_pngs_show_the_images(tmp_path, channels):
         assert np.abs(shown - image.numpy()).max() <= 1 / 255 + 1e-6
 
 
+def test_pngs_of_a_class_with_a_slash_stay_in_the_folder(tmp_path):
+    """Fashion-MNIST's first class is T-shirt/top."""
+    paths = make(ipc=1, classes=("T-shirt/top", "Coat")).export_pngs(tmp_path / "png")
+    assert [p.name for p in paths] == ["T-shirt-top_000.png", "Coat_000.png"]
+    assert all(path.is_file() for path in paths)
+
+
+# What people see ----------------------------------------------------------------------------------
+
+
+def test_repr_is_two_lines_that_say_what_the_set_is():
+    one = make(config={"ipc": 2, "method": "dm", "pool": "main", "seed": 3, "snapshots": [1]})
+    assert repr(one) == (
+        "SyntheticSet('pets': 4 images 3x32x32, 2 classes; ipc 2, method dm, pool main, seed 3, "
+        f"iteration 7;\n  mean (0.5, 0.4, 0.3), std (0.25, 0.2, 0.1); id {one.id})"
+    )
+    bare = make(mean=None, std=None, config={}, history=[one], log="rows")
+    assert "mean unknown, std unknown" in repr(bare) and repr(bare).count("\n") == 1
+
+
+def shown(synset):
+    """What a notebook would show: (text, picture as an array or None)."""
+    bundle = synset._repr_mimebundle_()
+    picture = bundle.get("image/png")
+    if picture is None:
+        return bundle["text/plain"], None
+    with Image.open(io.BytesIO(base64.b64decode(picture))) as file:
+        assert file.format == "PNG" and not file.info
+        return bundle["text/plain"], np.asarray(file)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32), (3, 64)])
+def test_a_notebook_shows_a_class_per_row(channels, side):
+    """Every image has a brightness of its own; the grid has them in order, two pixels apart."""
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    values = torch.arange(8) / 8
+    images = values.view(-1, 1, 1, 1).expand(-1, channels, side, side)
+    one = make(
+        classes=("a", "b", "c"),
+        images=images,
+        labels=labels,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+    )
+    text, picture = shown(one)
+    step = min(side, 32) + 2
+    assert text == repr(one) and picture.shape == (3 * step + 2, 2 * step + 2, 3)
+    seen = picture[step // 2 :: step, step // 2 :: step, 0]
+    assert np.abs(seen / 255 - values.numpy()[[[0, 1], [3, 4], [5, 6]]]).max() < 1 / 255
+    assert (picture[0] == 255).all() and (picture[:, :2] == 255).all()
+
+
+def test_the_picture_is_small_and_the_same_every_time():
+    labels = torch.arange(12).repeat_interleave(11)
+    one = make(classes=tuple("abcdefghijkl"), images=torch.randn(132, 3, 32, 32), labels=labels)
+    _, picture = shown(one)
+    assert picture.shape == (342, 342, 3)
+    assert one._repr_mimebundle_() == one._repr_mimebundle_()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": None, "std": None},
+        {"images": torch.zeros(4, 2, 8, 8), "mean": (0.5,) * 2, "std": (1.0,) * 2},
+    ],
+)
+def test_what_has_no_picture_is_text(changes):
+    assert shown(make(**changes)) == (repr(make(**changes)), None)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -130,7 +204,7 @@ def test_images_and_labels_that_do_not_fit_are_refused(changes):
         make(**changes)
 
 
-# Files that are none --------------------------------------------------------------------------------------------------
+# Files that are none ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep", [0, 5, 300, -4])
@@ -178,7 +252,7 @@ def test_safetensors_of_others_is_refused(tmp_path):
         load_synset(tmp_path / "set.safetensors")
 
 
-# The DC family's .pt --------------------------------------------------------------------------------------------------
+# The DC family's .pt ------------------------------------------------------------------------------
 
 
 def entry(seed, ipc=1):
@@ -209,7 +283,7 @@ def test_released_file_with_stored_accuracies(tmp_path, old_numpy):
     assert (b"numpy.core.multiarray" in pickled) == old_numpy
     one = load_synset(path)
     assert torch.equal(one.images, entry(1)[0]) and one.labels.tolist() == list(range(10))
-    assert (one.mean, one.std, one.classes) == (CIFAR10_MEAN, CIFAR10_STD, CIFAR10_CLASSES)
+    assert (one.mean, one.std, one.classes) == (*CIFAR10, CIFAR10_CLASSES)
     stored = one.provenance["accuracies"]
     assert stored == {
         "ConvNet": [pytest.approx(28.3), pytest.approx(29.0)],
@@ -243,10 +317,30 @@ def test_released_file_of_unknown_normalisation(tmp_path):
     assert one.mean is None and one.dataset == "unknown" and one.classes == tuple("0123456789")
 
 
-def test_normalisation_of_another_data_set_is_not_guessed(tmp_path):
-    path = save_pt(tmp_path / "x.pt", {"data": [entry(0)]})
-    with refused("'svhn'", "'cifar10' or None"):
-        load_synset(path, dataset="svhn")
+def test_normalisation_comes_from_the_registry(tmp_path):
+    gray = torch.randn(10, 1, 28, 28), torch.arange(10)
+    one = load_synset(save_pt(tmp_path / "x.pt", {"data": [gray]}), dataset="mnist")
+    assert (one.mean, one.std) == MNIST and one.classes == tuple("0123456789")
+    assert one.dataset == "mnist"
+    many = torch.randn(100, 3, 32, 32), torch.arange(100)
+    one = load_synset(save_pt(tmp_path / "x.pt", {"data": [many]}), dataset="cifar100")
+    assert one.mean == CIFAR10[0] and one.classes[99] == "99"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shape", "words"),
+    [
+        ("imagenet", (10, 3, 32, 32), ("'imagenet'", "cifar10", "svhn", "None")),
+        ("digits", (10, 3, 32, 32), ("'digits'", "cifar10")),
+        ("cifar10", (11, 3, 32, 32), ("11 classes", "cifar10 has 10")),
+        ("cifar10", (10, 1, 28, 28), ("1 channels", "mean 3")),
+    ],
+)
+def test_a_normalisation_that_cannot_be_right_is_refused(tmp_path, dataset, shape, words):
+    content = {"data": [[torch.randn(shape), torch.arange(shape[0])]]}
+    path = save_pt(tmp_path / "x.pt", content)
+    with refused(*words):
+        load_synset(path, dataset=dataset)
 
 
 class Evil:

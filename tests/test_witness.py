@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import plain
 
 NETS = {"ConvNet": {"width": 8}, "MLP": {}, "LeNet": {}}
-NETS |= dict.fromkeys(("AlexNet", "VGG11", "ResNet18"), {"width_factor": 0.05})
+NETS |= {name: {"width_factor": 0.05} for name in ("AlexNet", "VGG11", "ResNet18")}
 ACTIVATIONS = "relu", "sigmoid", "leakyrelu", "swish"
 NORMS = "none", "instance", "batch", "layer", "group"
 POOLINGS = "none", "average", "max"
