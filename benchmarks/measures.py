@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddlib.config import DistillConfig, EvalConfig
 from ddlib.data import Data
+from ddlib.datasets import CIFAR10
 from ddlib.distill import distill
 from ddlib.evaluate import evaluate, measure_group
 from ddlib.fast import keep_freed_memory, set_products
