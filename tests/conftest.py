@@ -2,15 +2,18 @@
 
 import contextlib
 import importlib
+import itertools
 import os
 
 os.environ["TQDM_DISABLE"] = "1"
 
+import pandas as pd
 import pytest
 import torch
 
 from ddlib.data import Data, random_real
 from ddlib.errors import DDError
+from ddlib.results import ROWS, SETS, canonical, flat
 
 torch.set_num_threads(1)  # tensors of a few hundred numbers: threads cost more than they give
 
@@ -56,7 +59,62 @@ def synset(data):
     return random_real(data, 2, 0)
 
 
-@pytest.fixture(autouse=True)
-def fresh_teachers(monkeypatch):
-    """Teachers are shared within a process; no test may lean on another's."""
-    monkeypatch.setattr(module("evaluate"), "_teachers", {})
+ARMS = {  # how a net was trained -> protocol and settings, as a row of results has them
+    "CE": ("ce", {}),
+    "tuned": ("ce", {"lr": 0.02}),
+    "KD": ("kd", {"teacher": "ConvNet", "alpha": 0.5, "tau": 1.5}),
+    "½ CE": ("authors-2023", {"alpha": 0.5}),
+    "released KD": ("authors-2023", {"teacher": "ConvNet", "alpha": 0.5, "tau": 1.5}),
+}
+
+
+def study_rows(accuracies, nets=("MLP",), seeds=2, n_eval=2, **changes):
+    """A flat frame of results. `accuracies`: (pool or method, arm) -> accuracy, or a function of net, seed and eval seed.
+
+    A second seed is 1 point better and a second net 0.1, in all methods alike, so that paired differences are exact.
+    `changes`: columns of the sets or rows; `settings` (of the rows) and `set_settings` are added to.
+    """
+    entries, rows = {}, []
+    more = {
+        "evaluation": 2,
+        "diverged": False,
+        "seconds": 1.0,
+        "machine": "a CPU",
+        "revision": "",
+        "split": "test",
+    }
+    about = {"base": "", "dataset": "cifar10", "ipc": 1, "iteration": 1000, "seconds": 1.0}
+    for ((pool, arm), accuracy), net, d, e in itertools.product(
+        accuracies.items(), nets, range(seeds), range(n_eval)
+    ):
+        free = pool in ("random_real", "full_data")
+        entry = about | {
+            "method": pool if free else "dc",
+            "pool": "" if free else pool,
+            "seed": d,
+            "machine": "",
+            "revision": "",
+        }
+        entry |= {k: v for k, v in changes.items() if k in SETS} | (
+            {"iteration": 0} if free else {}
+        )
+        entry["settings"] = canonical(changes.get("set_settings", {}))
+        entry["set"] = "-".join(
+            str(entry[k]) for k in ("method", "pool", "ipc", "iteration", "seed", "settings")
+        )
+        protocol, settings = ARMS[arm]
+        value = accuracy(net, d, e) if callable(accuracy) else accuracy + d + 0.1 * e
+        row = more | {
+            "set": entry["set"],
+            "net": net,
+            "protocol": protocol,
+            "eval_seed": e,
+            "accuracy": value,
+        }
+        row |= {k: v for k, v in changes.items() if k in ROWS and k not in ("settings", "set")}
+        row["settings"] = canonical(settings | changes.get("settings", {}))
+        entries[entry["set"]] = entry
+        rows.append(row)
+    return flat(
+        pd.DataFrame(entries.values(), columns=list(SETS)), pd.DataFrame(rows, columns=list(ROWS))
+    )

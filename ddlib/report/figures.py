@@ -1,7 +1,7 @@
 """The figures: rows, lines of the audit, or sets in, a matplotlib figure out.
 
 Whiskers and bands are 95% intervals (`stats.interval`); with fewer than 5 nets on one set a point
-stands alone. An axis holds all points; an interval far wider than they lie apart is cut at the frame.
+stands alone. An axis holds all points; an interval far wider than they spread is cut.
 """
 
 import textwrap
@@ -32,9 +32,9 @@ plt.rc("figure.constrained_layout", use=True)
 
 
 def panels(count: int, width: float, height: float, **shared: bool) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` axes of a size (inches); closed, so that a notebook shows it only once."""
-    columns = min(count, PANELS)
-    rows = -(-count // columns)
+    """A figure of `count` axes of a size (inches); closed, so that notebooks show it once."""
+    rows = -(-count // PANELS)
+    columns = -(-count // rows)
     size = (width * columns + 1, height * rows + 0.7)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **shared)
     plt.close(figure)
@@ -57,7 +57,7 @@ def finish(figure: Figure, title: str, note: str = "") -> Figure:
 
 
 def palette(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name: its own in `COLOURS`, else one that no other name here has, if any."""
+    """A colour for each name: its own in `COLOURS`, else one that no other name here has."""
     names = list(dict.fromkeys(names))
     known = {COLOURS.get(name) for name in names}
     free = cycle([colour for colour in CYCLE if colour not in known])
@@ -80,7 +80,7 @@ def note(cells: pd.DataFrame) -> str:
 
 
 def limits(cells: pd.DataFrame, points: Iterable[float] = ()) -> tuple[float, float]:
-    """Ends of an axis: all means and `points`, and of intervals what reaches no further than their span."""
+    """Ends of an axis: all means and `points`; intervals reach no further than their span."""
     values = np.array([*cells["mean"], *points], float)
     low, high = np.nanmin(values), np.nanmax(values)
     room = max(high - low, 2)
@@ -90,7 +90,7 @@ def limits(cells: pd.DataFrame, points: Iterable[float] = ()) -> tuple[float, fl
 
 
 def errors(cells: pd.DataFrame) -> np.ndarray:
-    """What `errorbar` wants: the distances of both bounds from the mean [2, n]; NaN without an interval."""
+    """The distances of both bounds from the mean, for `errorbar` [2, n]; NaN without any."""
     return np.abs(np.stack([cells["mean"] - cells["low"], cells["high"] - cells["mean"]]))
 
 
@@ -151,7 +151,7 @@ def accuracy_curves(
 ) -> Figure:
     """Accuracy against a number (iteration, temperature): a line per `by`, a panel per `panel`."""
     cells = summarise(rows, [panel, by, x]).sort_values(x)
-    colours, shown = palette(in_order(cells[by])), in_order(cells[panel])
+    colours, shown = palette(in_order(rows[by])), in_order(cells[panel])
     figure, axes = panels(len(shown), *((5.4, 3.1) if len(shown) == 1 else (2.7, 2.2)))
     for axis, value in zip(axes, shown, strict=True):
         own = cells[cells[panel] == value]
@@ -179,7 +179,7 @@ def draw_curve(axis: Axes, cells: pd.DataFrame, x: str, colour: str, name: str) 
 
 
 def curves(rows: pd.DataFrame, title: str) -> Figure | None:
-    """Test accuracy (%) against iteration, a panel per net that has two or more; None without any."""
+    """Accuracy against iteration, a panel per net that has two or more; None without any."""
     spans = rows[~rows["images"].isin(WITHOUT_ITERATION)].groupby("net")["iteration"].nunique()
     rows = rows[rows["net"].isin(spans[spans > 1].index)]
     if rows.empty:
@@ -211,7 +211,7 @@ def bars(rows: pd.DataFrame, title: str, order: Sequence[str] = ()) -> Figure:
 
 
 def heat_map(cells: pd.DataFrame, title: str) -> Figure:
-    """Images and arm x net: mean accuracy; as colour its place between the net's worst and best line.
+    """Images and arm x net: mean accuracy; the colour is relative to the net's other lines.
 
     `cells`: of `tables.table`. Nets that were trained on the full data have no colour.
     """
@@ -236,7 +236,7 @@ def heat_map(cells: pd.DataFrame, title: str) -> Figure:
 
 
 def effects(lines: pd.DataFrame, title: str) -> Figure | None:
-    """Differences by net, a panel per comparison and ipc; right of 0 the first of a comparison is better.
+    """Differences by net, a panel per comparison and ipc; right of 0 its first part is better.
 
     `lines`: of `audit.audit` or `audit.claim_cells` (without its means), or cells of `stats` with a
     column `comparison`. A pale bar is the published difference. None if nothing is measured.
@@ -277,7 +277,7 @@ def draw_effects(axis: Axes, lines: pd.DataFrame, nets: Sequence[str]) -> None:
     if (cells[["mean", "se"]].abs().fillna(0) < 1e-9).all(axis=None):
         axis.text(0.98, 0.04, "no difference", transform=axis.transAxes, ha="right", fontsize=9)
     where = "".join(f"{key} {first[key]}, " for key in ("ipc", "iteration") if key in lines)
-    name = textwrap.fill(first["comparison"].replace("\n", " "), 30)
+    name = textwrap.fill(first["comparison"].replace("\n", " "), 34)
     axis.set(title=f"{name}\n{where}{n_text(cells)}", xlabel="points of test accuracy")
     axis.tick_params(labelbottom=True)
 
@@ -289,8 +289,6 @@ def difference_plot(pairs: Mapping[str, pd.DataFrame], title: str) -> Figure | N
 
 
 def half_ce(lines: pd.DataFrame) -> Figure | None:
-    """The printed gain of KD beside what a whole cross-entropy gives over half a one, same images."""
-    title = (
-        "Bars: gain of KD as printed. Dots: whole minus half a cross-entropy, no KD, same images"
-    )
+    """The printed gain of KD beside that of a whole over half a cross-entropy, same images."""
+    title = "Bars: gain of KD as printed. Dots: a whole minus half a cross-entropy, without KD"
     return effects(lines[(lines["point"] == "half-ce") & lines["published"].notna()], title)
