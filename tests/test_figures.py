@@ -1,73 +1,147 @@
-"""Figures show the numbers they are given, say n, and name their axes."""
+"""Figures show the numbers they are given, and say n and what their bars are."""
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from conftest import make_data
+import pytest
+from conftest import make_data, study_rows
 
 from ddlib.data import random_real
 from ddlib.report import figures
+from ddlib.report.audit import Scope, audit
+from ddlib.report.selection import arms
+from ddlib.report.tables import table
 from ddlib.stats import paired_difference
 
 mpl.use("Agg")
+BASELINE, POOL = ("main", "CE"), ("main_plus_similar", "CE")
 
 
-def rows_of(method, accuracy, nets=("ConvNet", "VGG11"), diverged=False):
-    return pd.DataFrame(
-        [
-            {
-                "method": method,
-                "protocol": "fair",
-                "net": net,
-                "distill_seed": d,
-                "eval_seed": e,
-                "accuracy": accuracy + d,
-                "diverged": diverged,
-                "seconds": 1.0,
-                "iteration": 10 * d,
-                "split": "test",
-                "dataset": "digits",
-            }
-            for net in nets
-            for d in range(2)
-            for e in range(2)
-        ]
-    )
+def rows_of(accuracies, nets=("VGG11", "MyNet", "ConvNet"), **changes):
+    return arms(study_rows(accuracies, nets, **changes))
+
+
+def title_of(figure):
+    return figure.get_suptitle()
+
+
+def labels_of(figure):
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
 def test_images_stand_under_their_class_names():
     data = make_data(classes=4)
-    figure = figures.image_rows(
-        {"a": random_real(data, 2, 0), "b": random_real(data, 1, 1)}, "title"
-    )
-    titles = [axis.get_title() for axis in figure.axes]
-    assert titles == ["a", "b", "c", "d"] + [""] * 4
+    sets = {"a": random_real(data, 2, 0), "b": random_real(data, 1, 1)}
+    figure = figures.image_rows(sets, "title")
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "c", "d"] + [""] * 4
     assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == ["a", "b"]
     shown = np.asarray(figure.axes[1].images[0].get_array())
-    assert np.allclose(
-        shown, random_real(data, 2, 0).images01()[2, 0].numpy()
-    )  # class b's first image
+    assert np.allclose(shown, sets["a"].images01()[2, 0].numpy())  # class b's first image
 
 
-def test_bars_are_means_and_diverged_runs_are_counted():
-    rows = pd.concat([rows_of("baseline", 20.0), rows_of("model pool", 30.0, diverged=True)])
-    axis = figures.bars(rows, "title", ["baseline", "model pool"]).axes[0]
-    assert [bar.get_height() for bar in axis.patches] == [20.5, 20.5, 30.5, 30.5]
-    assert [text.get_text() for text in axis.texts] == ["✕4", "✕4"]
-    assert axis.get_ylabel() == "test accuracy (%)"
+def test_logs_are_drawn_and_counted():
+    data = make_data()
+    sets = [random_real(data, 1, seed) for seed in (0, 1)]
+    for i, synset in enumerate(sets):
+        log = {"iteration": [1, 2, 3], "loss": [4.0, 2.0, i], "architecture": ["x", "x", "y"]}
+        synset.log = pd.DataFrame(log)
+    figure = figures.loss_curves({"MyMethod": sets}, window=3)
+    assert labels_of(figure) == ["MyMethod, n = 2"]
+    assert figure.axes[0].lines[-1].get_xydata().tolist() == [[3.0, pytest.approx(6.5 / 3)]]
+    figure = figures.drawn_architectures(sets)
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [2, 4]
+    assert "n = 2 sets" in title_of(figure)
 
 
-def test_curves_go_through_the_means_and_say_n():
-    axis = figures.accuracy_curves(
-        rows_of("baseline", 20.0, nets=("ConvNet",)), "iteration", "iteration", "title"
-    ).axes[0]
-    assert axis.lines[0].get_xydata().tolist() == [[0.0, 20.0], [10.0, 21.0]]
-    assert axis.get_legend().get_texts()[0].get_text() == "baseline (n = 1×2)"
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("iteration", "test accuracy (%)")
+def test_bars_are_means_of_images_and_arms_and_diverged_nets_are_counted():
+    good, bad = rows_of({BASELINE: 20.0}), rows_of({POOL: 30.0}, diverged=True)
+    kd = rows_of({("main", "KD"): 25.0})
+    figure = figures.bars(pd.concat([bad, good, kd]), "title", ["baseline, CE"])
+    drawn = figure.axes[0].patches
+    assert [bar.get_height() for bar in drawn] == pytest.approx(
+        [20.55] * 3 + [30.55] * 3 + [25.55] * 3
+    )
+    assert drawn[0].get_facecolor() == drawn[6].get_facecolor() != drawn[3].get_facecolor()
+    assert drawn[0].get_hatch() != drawn[6].get_hatch()  # the same images, another arm
+    assert [t.get_text() for t in figure.axes[0].texts if t.get_text()] == ["✕4"] * 3
+    assert {"baseline, CE", "baseline, KD", "model pool, CE", "chance"} == set(labels_of(figure))
+    assert "n = 2×2 (sets × nets); whiskers: 95% interval; ✕ diverged" in title_of(figure)
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert ticks == ["ConvNet", "VGG11", "MyNet"]  # the paper's order, then others
 
 
-def test_differences_are_drawn_at_their_means():
-    pairs = {"pool": paired_difference(rows_of("model pool", 22.0), rows_of("baseline", 20.0))}
-    axis = figures.difference_plot(pairs, "title").axes[0]
-    assert axis.collections[-1].get_offsets()[:, 0].tolist() == [2.0, 2.0]
-    assert "n = 2×2" in axis.get_title(loc="left")
+def test_curves_go_through_the_means_and_two_points_are_none():
+    at = {k: rows_of({BASELINE: 20.0 + k}, ("ConvNet",), iteration=k) for k in (1, 2, 3)}
+    real = rows_of({("random_real", "CE"): 15.0}, ("ConvNet",))
+    rows = pd.concat([*at.values(), real])
+    figure = figures.accuracy_curves(rows, "iteration", "k", "title")
+    curve, level = figure.axes[0].lines
+    assert curve.get_xydata()[:, 1] == pytest.approx([21.55, 22.55, 23.55])
+    assert set(level.get_ydata()) == {15.55}
+    assert labels_of(figure) == ["baseline, n = 2×2", "random real images, n = 2×2"]
+    assert figure.axes[0].get_ylabel() == "test accuracy (%)"
+    assert figures.curves(rows, "title").axes[0].lines[0].get_xydata()[:, 0].tolist() == [1, 2, 3]
+    points = figures.accuracy_curves(pd.concat([at[1], at[2]]), "iteration", "k", "title")
+    assert [line.get_linestyle() for line in points.axes[0].lines] == ["None"]
+    assert figures.curves(at[1], "one iteration") is None
+
+
+def test_without_an_interval_there_is_a_point_and_no_bar():
+    few = rows_of({BASELINE: 20.0, POOL: 21.0}, seeds=1, n_eval=4)
+    enough = rows_of({BASELINE: 20.0, POOL: 21.0}, seeds=1, n_eval=5)
+    for rows, words in ((few, "too few for an interval"), (enough, "95% interval, given one set")):
+        cells = paired_difference(
+            rows[rows["images"] == "model pool"], rows[rows["images"] == "baseline"]
+        )
+        figure = figures.difference_plot({"pool": cells}, "title")
+        assert words in title_of(figure)
+        hollow = [c for c in figure.axes[0].collections if c.get_label().startswith("it does not")]
+        assert len(hollow[0].get_offsets()) == (3 if rows is few else 0)
+
+
+def test_heat_map_colours_compare_within_a_net():
+    def level(net, d, e):
+        return {"ConvNet": 60.0, "VGG11": 20.0}.get(net, 30.0)
+
+    rows = study_rows({BASELINE: level, POOL: lambda *at: level(*at) + 5.0}, ("VGG11", "ConvNet"))
+    full = study_rows({("full_data", "CE"): 90.0}, ("VGG11", "ConvNet"))
+    figure = figures.heat_map(table(pd.concat([rows, full]), 4), "title")
+    colours = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
+    assert colours[:2].tolist() == [[0, 0], [1, 1]] and np.isnan(colours[2]).all()
+    assert "65.0" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_differences_stand_at_their_means_filled_where_clear():
+    pool, baseline = rows_of({POOL: 22.0}), rows_of({BASELINE: lambda net, d, e: 20.0 + d + e / 10})
+    noisy = rows_of({POOL: lambda net, d, e: 20.0 + 30 * d})
+    pairs = {"a": paired_difference(pool, baseline), "b": paired_difference(noisy, baseline)}
+    figure = figures.difference_plot(pairs, "title")
+    clear, unclear = ({c.get_label(): c for c in axis.collections} for axis in figure.axes)
+    filled, hollow = "interval excludes 0", "it does not, or there is none"
+    assert clear[filled].get_offsets()[:, 0].tolist() == pytest.approx([2.0] * 3)
+    assert len(unclear[filled].get_offsets()) == 0 and len(unclear[hollow].get_offsets()) == 3
+    assert labels_of(figure) == [filled, hollow]
+    assert "cut at the frame" in title_of(figure) and figure.axes[0].get_xlim()[1] < 60
+    assert figure.axes[0].get_title(loc="left").endswith("n = 2×2")
+
+
+def test_where_nothing_differs_the_axis_is_a_point_wide_and_it_is_said():
+    same = rows_of({BASELINE: 20.0})
+    figure = figures.difference_plot({"same": paired_difference(same, same)}, "title")
+    low, high = figure.axes[0].get_xlim()
+    assert low < -1 and high > 1
+    assert [text.get_text() for text in figure.axes[0].texts] == ["no difference"]
+
+
+def test_half_a_cross_entropy_stands_beside_the_printed_gain_of_kd():
+    rows = study_rows({("main", "CE"): 20.0, ("main", "½ CE"): 16.0}, ("VGG11", "ResNet18"))
+    lines = audit(rows, Scope((1, 10), (1000,), ("ConvNet", "VGG11", "ResNet18")))
+    figure = figures.half_ce(lines)
+    (axis,) = figure.axes  # ipc 10 and the pool's sets are not measured
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([-1.28, 4.39])  # Table 4
+    dots = next(c for c in axis.collections if c.get_label() == "interval excludes 0")
+    assert dots.get_offsets().tolist() == [[4.0, 0.0], [4.0, 1.0]]
+    lacking = figures.half_ce(lines[lines["net"] != "VGG11"].replace({"n": {"2×2": ""}}))
+    assert lacking is None and "published difference" in labels_of(figure)
+    lines.loc[lines["net"] == "VGG11", "n"] = ""
+    assert "no dot: not measured" in title_of(figures.half_ce(lines))

@@ -1,112 +1,113 @@
-"""The report: built from the committed rows, the same bytes every time, and words for what is not there."""
+"""The report: built from rows, the same bytes every time, and words for what is not there."""
 
 import builtins
 import json
 import re
-import shutil
 
+import pandas as pd
 import pytest
-from conftest import make_data, refused
-from test_audit import make_rows
+import torch
+from conftest import make_data, refused, study_rows
 
 from ddlib.data import random_real
-from ddlib.report import pdf as report
-from ddlib.results import read_rows
+from ddlib.report import pdf
+from ddlib.report.tables import NETS
 from ddlib.store import ROOT
 
-SMALL = ROOT / "paper" / "results" / "cifar10-small.csv"
 SOURCE = (ROOT / "paper" / "report.typ").read_text()
+POOLS = {"main": 20.0, "main_plus_similar": 23.0, "random_real": 15.0}
+ARMS = {("main", "½ CE"): 19.0, ("main", "KD"): 22.0, ("main", "tuned"): 21.0}
+
+
+def table(folder, name):
+    path = folder / "build" / f"{name}.csv"
+    return pd.read_csv(path, keep_default_na=False) if path.stat().st_size else None
+
+
+def studies(folder, monkeypatch, **rows):
+    """Let `build` find these studies in the folder."""
+    for name in rows:
+        (folder / name).mkdir()
+        (folder / name / "rows.csv").touch()
+    monkeypatch.setattr(pdf, "read_results", lambda path: rows[path.name])
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A report from the committed small study and a hand-built paper study without ResNet18's KD, ipc 10 and two pools."""
+    """A report of a paper study without other pools, beside a small one with plain CE only."""
     pytest.importorskip("typst")
     folder = tmp_path_factory.mktemp("report")
-    rows = make_rows(seeds=1)
-    gone = (rows["net"].eq("ResNet18") & rows["protocol"].eq("kd")) | rows["pool"].isin(
-        ["total_random", "main_plus_others"]
-    )
-    rows[~gone].to_csv(folder / "paper.csv", index=False)
-    shutil.copy(SMALL, folder / "cifar10-small.csv")
-    report.build("paper", folder / "report.pdf", folder, folder / "build")
+    plain = {(pool, "CE"): accuracy for pool, accuracy in POOLS.items()}
+    sweep = {("main", "CE"): 20.0, ("main", "tuned"): 21.0}
+    parts = [study_rows(plain | ARMS, NETS, seeds=3), study_rows(sweep, NETS, split="val")]
+    small = study_rows(plain, NETS, iteration=300, settings={"width": 32})
+    with pytest.MonkeyPatch.context() as patch:
+        studies(folder, patch, **{"paper": pd.concat(parts), "cifar10-small": small})
+        pdf.build("paper", folder / "report.pdf", folder, folder / "build")
     return folder
 
 
-@pytest.fixture(scope="module")
-def content(built):
-    return json.loads((built / "build" / "report.json").read_text())
-
-
 def test_the_pdf_is_there_and_the_same_again(built):
-    import typst
-
-    made = (built / "report.pdf").read_bytes()
-    assert made.startswith(b"%PDF") and b"CreationDate" not in made
-    assert report.compile_typst(typst, built / "build") == made
+    content = (built / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF") and b"CreationDate" not in content
+    assert pdf.compile_typst(built / "build") == content
 
 
-def test_both_studies_are_shown_the_main_one_first(content):
-    assert [study["name"] for study in content["studies"]] == [
-        "paper",
-        "cifar10-small",
-    ] and content["measured"]
-    assert all(study["figures"]["half-ce"] for study in content["studies"])
+def test_what_it_shows_is_what_the_rows_say(built):
+    facts = json.loads((built / "build" / "facts.json").read_text())
+    assert [study["profile"]["name"] for study in facts["studies"]] == ["paper", "cifar10-small"]
+    assert [study["sets"] for study in facts["studies"]] == [3, 2]
+    assert [study["full scale"] for study in facts["studies"]] == [True, False]
+    claims = table(built, "paper-claims").set_index(["number", "ipc"])["verdict"]
+    assert claims[1, 1] == claims[2, 1] == "supported" and claims[4, 1] == "not measured"
+    line = table(built, "paper-table4").set_index(["images", "trained with"]).loc["baseline", "CE"]
+    assert line["VGG11"] == "21.1 ± 2.5" and line["n"] == "3×2"
+    assert set(table(built, "paper-choices")["images"]) == {"baseline"}
+    assert table(built, "cifar10-small-compatible") is None
+    drawn = {name: study["figures"] for name, study in zip("ab", facts["studies"], strict=True)}
+    assert drawn["a"]["half-ce"] == "paper-half-ce.svg" and drawn["b"]["half-ce"] is None
+    assert (built / "build" / "paper-half-ce.svg").is_file()
 
 
-def test_tables_show_what_is_measured_and_leave_the_rest_empty(content):
-    block, empty = content["studies"][0]["tables"][0]["blocks"]
-    kd = [line for line in block["lines"] if (line["protocol"], line["method"]) == ("fair", "KD")]
-    assert [cell["text"][:3] for cell in kd[0]["cells"]] == ["22."] * 5 + [""]
-    assert kd[0]["cells"][4]["published"] == "25.2" and kd[0]["n"] == "1×4"
-    assert empty == {"ipc": 10, "lines": []}
-    assert [line["n"] for line in content["studies"][0]["tables"][1]["blocks"][0]["lines"]] == [
-        "1×4",
-        "",
-        "",
-        "1×4",
-    ]
+@pytest.mark.parametrize("kept", [("random_real",), ("main",)])
+def test_any_part_of_the_rows_is_enough(tmp_path, monkeypatch, kept):
+    pytest.importorskip("typst")
+    rows = study_rows({(pool, "CE"): 20.0 for pool in kept}, ("MLP", "MyNet"), iteration=300)
+    studies(tmp_path, monkeypatch, **{"cifar10-small": rows})
+    out = pdf.build("paper", tmp_path / "report.pdf", tmp_path, tmp_path / "build")
+    assert out.read_bytes().startswith(b"%PDF")
+    assert set(table(tmp_path, "cifar10-small-claims")["verdict"]) == {"not measured"}
+    assert (table(tmp_path, "cifar10-small-table5") is None) == (kept == ("random_real",))
 
 
-def test_limits_come_from_the_rows(content):
-    text = " ".join(f"{entry['study']}: {entry['text']}" for entry in content["limits"])
-    assert (
-        "paper: At most 1 distillation per method and setting. The intervals therefore cover the spread of nets only"
-        in text
+def test_the_committed_rows_make_a_table_at_the_iteration_with_most_cells():
+    rows = pd.concat(
+        [
+            study_rows({("main", "CE"): 20.0}, NETS, iteration=1000),
+            study_rows({("main", "CE"): 25.0}, ("MLP",), iteration=3000),
+        ]
     )
-    assert "ipc 10, ipc 1 at iteration 2000, 3000, 2 of 54 cells of Table 4 at ipc 1" in text
-    assert "cifar10-small: ConvNet has width 32 instead of 128" in text
+    wide, caption = pdf.table(rows, pdf.PROFILES["paper"], 4)
+    assert list(wide["iteration"][wide["images"] == "baseline"]) == [1000]
+    assert caption.startswith("Test accuracy") and "\\" not in caption
 
 
-def test_settings_stand_beside_the_paper_s(content):
-    body = {line[0]: line[1:] for line in content["settings"]["body"]}
-    assert body["distillations per method"] == ["", "1", "2"]
-    assert body["width of ConvNet"] == ["128", "128", "32"]
-
-
-def test_without_the_main_study_the_small_one_is_shown_and_it_is_said(tmp_path, built):
-    made = report.content("paper", {"cifar10-small": read_rows(SMALL)}, tmp_path)
-    assert not made["measured"] and [study["name"] for study in made["studies"]] == [
-        "cifar10-small"
-    ]
-    assert made["limits"][0] == {
-        "study": "paper",
-        "text": "No rows yet; its tables are missing from this report.",
-    }
-
-
-def test_committed_sets_are_preferred_for_the_images(tmp_path):
-    data = make_data()
-    for pool, k in [("main", 100), ("main", 200), ("main_plus_similar", 100)]:
-        synset = random_real(data, 1, 0)
+def test_images_are_of_two_sets_that_agree(tmp_path, monkeypatch):
+    monkeypatch.setattr(pdf, "PAPER", tmp_path)
+    assert pdf.images(tmp_path) is None
+    shown = []
+    monkeypatch.setattr(pdf.figures, "image_rows", lambda rows, title: shown.append((rows, title)))
+    monkeypatch.setattr(pdf, "save", lambda figure, folder, name: name)
+    for seed, (pool, k) in enumerate([("main", 100), ("main", 200), ("main_plus_similar", 100)]):
+        synset = random_real(make_data(), 1, seed)
         synset.config, synset.iteration = {"pool": pool, "seed": 0}, k
         synset.save(tmp_path / "sets" / f"{pool}-{k}")
-    found = report.images_figure(tmp_path, tmp_path / "sets")
-    assert (found["file"], found["text"]) == (
-        "images.svg",
-        "ipc 1, iteration 100",
-    )  # the latest that both have
-    assert report.images_figure(tmp_path, tmp_path / "none", tmp_path / "none.png") is None
+    assert pdf.images(tmp_path) == "images"
+    ((rows, title),) = shown
+    a, b, difference = rows.values()
+    assert "iteration 100" in title
+    expected = (0.5 + 0.25 * (b.images - a.images)).clamp(0, 1)  # 0.25: the data's std
+    assert torch.allclose(difference.images01(), expected, atol=1e-6)
 
 
 def test_without_typst_one_line_says_how_to_get_it(monkeypatch, capsys, tmp_path):
@@ -118,19 +119,27 @@ def test_without_typst_one_line_says_how_to_get_it(monkeypatch, capsys, tmp_path
         return plain(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", lacking)
-    assert report.main(["--out", str(tmp_path / "report.pdf")]) == 2
+    monkeypatch.setattr(pdf, "build", lambda profile, out: pdf.compile_typst(tmp_path))
+    assert pdf.main(["--out", str(tmp_path / "report.pdf")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "pip install" in error and not list(tmp_path.iterdir())
 
 
 def test_mistakes_are_one_line(tmp_path):
     with refused("'papr'", "did you mean 'paper'"):
-        report.build("papr")
-    with refused("no rows for the report", "paper.csv"):
-        report.build(results=tmp_path)
+        pdf.build("papr")
+    with refused("no rows for the report", "paper/rows.csv"):
+        pdf.build(results=tmp_path)
+
+
+def test_no_date_outside_a_checkout(tmp_path, monkeypatch):
+    assert re.fullmatch(r"(\d{4}-\d\d-\d\d)?", pdf.commit_date())
+    monkeypatch.setattr(pdf, "ROOT", tmp_path)
+    assert pdf.commit_date() == ""
 
 
 def test_no_measured_number_is_written_by_hand():
     words = SOURCE.partition("#align(center)")[2].partition("#bibliography")[0]
-    words = re.sub(r"arXiv \d+\.\d+|\d+(\.\d+)?(pt|cm|em|fr|%)", "", words)
+    words = re.sub(r"\d+(\.\d+)?(pt|cm|em|fr|%)", "", words)
+    words = re.sub(r"(size|width): .*|measure\(.*|< 0.005", "", words)
     assert re.findall(r"(?<![\w#.])\d+\.\d+", words) == []

@@ -1,243 +1,294 @@
-"""The figures: rows, logs and sets in, a matplotlib figure out. Nothing is computed here but means and intervals."""
+"""The figures: rows, lines of the audit, or sets in, a matplotlib figure out.
+
+Whiskers and bands are 95% intervals (`stats.interval`); with fewer than 5 nets on one set a point
+stands alone. An axis holds all points; an interval far wider than they spread is cut.
+"""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..stats import interval, summarise
-from .tables import NETS
+from ..stats import given_one_set, summarise
+from ..synset import SyntheticSet
+from .tables import WITHOUT_ITERATION, in_order
 
-# One colour per method everywhere (Okabe and Ito's palette, safe for colour-blind readers).
-COLOURS = {
-    "random real images": "#7f7f7f",
-    "baseline": "#0072b2",
-    "main model only": "#0072b2",
-    "model pool": "#d55e00",
-    "main model + similar models": "#d55e00",
-    "KD": "#56b4e9",
-    "model pool + KD": "#e69f00",
-    "main model": "#009e73",
-    "total random": "#cc79a7",
-    "full data": "#000000",
-}
-MOST_COLUMNS = 12
-STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "figure.constrained_layout.use": True,
-}
-plt.rcParams.update(STYLE)
+# Okabe and Ito's colours, safe for colour-blind readers; the paper's images always have the same.
+BLUE, ORANGE, GREEN, GREY, PALE = "#0072b2", "#d55e00", "#009e73", "#7f7f7f", "#f3c9a5"
+CYCLE = ("#cc79a7", "#56b4e9", "#e69f00", GREEN, BLUE, ORANGE, GREY, "#000000")
+COLOURS = {"random real images": GREY, "baseline": BLUE, "model pool": ORANGE}
+HATCHES = ("", "////", "....", "xxxx", "----")  # of arms
+MOST_CLASSES, PANELS = 12, 4  # images in a row; panels in a row
+plt.rc("axes", axisbelow=True, grid=True, titlesize=9, labelsize=9, titlelocation="left")
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("grid", color="#e6e6e6")
+plt.rc("legend", frameon=False, fontsize=8)
+plt.rc("figure.constrained_layout", use=True)
 
 
-def new_figure(width, height, **grid) -> tuple[Figure, object]:
-    """A figure and its axes, taken out of pyplot's list, so that a notebook shows it once: where a cell returns it."""
-    figure, axes = plt.subplots(figsize=(width, height), **grid)
+def panels(count: int, width: float, height: float, **shared: bool) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` axes of a size (inches); closed, so that notebooks show it once."""
+    rows = -(-count // PANELS)
+    columns = -(-count // rows)
+    size = (width * columns + 1, height * rows + 0.7)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **shared)
     plt.close(figure)
-    return figure, axes
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:count])
 
 
-def image_rows(rows, title=""):
-    """Synthetic sets as rows of images, one column per image. `rows`: dict label -> `SyntheticSet`.
-
-    With more than one image per class, the first of each class is shown; with many classes, the first of those.
-    """
-    sets = list(rows.values())
-    classes = sets[0].classes[:MOST_COLUMNS]
-    figure, axes = new_figure(
-        0.85 * len(classes) + 1.6,
-        0.95 * len(sets) + 0.5,
-        nrows=len(sets),
-        ncols=len(classes),
-        squeeze=False,
-    )
-    for row, (name, synset) in enumerate(rows.items()):
-        images, labels = (
-            synset.images01().cpu().numpy().transpose(0, 2, 3, 1),
-            synset.labels.cpu().numpy(),
-        )
-        for c, axis in enumerate(axes[row]):
-            axis.imshow(
-                images[np.flatnonzero(labels == c)[0]].squeeze(),
-                cmap="gray",
-                vmin=0,
-                vmax=1,
-                interpolation="nearest",
-            )
-            axis.set(xticks=[], yticks=[])
-            axis.grid(False)
-            axis.spines[:].set_visible(False)
-            if row == 0:
-                axis.set_title(classes[c], fontsize=9, loc="center")
-        axes[row][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+def finish(figure: Figure, title: str, note: str = "") -> Figure:
+    """The title, below it what points and bars are, and one legend under the axes, over nothing."""
+    figure.suptitle(f"{title}\n{note}".strip(), fontsize=10, x=0.01, ha="left")
+    handles = {}
+    for axis in figure.axes:
+        shown, labels = axis.get_legend_handles_labels()
+        handles |= dict(zip(labels, shown, strict=True))
+    if handles:
+        columns = min(len(handles), int(figure.get_figwidth() // 2))
+        figure.legend(handles.values(), handles, loc="outside lower left", ncols=columns)
     return figure
 
 
-def loss_curves(sets, window=10):
-    """Matching loss against iteration: one thin line per distillation, one thick running mean per method.
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name: its own in `COLOURS`, else one that no other name here has."""
+    names = list(dict.fromkeys(names))
+    known = {COLOURS.get(name) for name in names}
+    free = cycle([colour for colour in CYCLE if colour not in known])
+    return {name: COLOURS.get(name) or next(free) for name in names}
 
-    `sets`: dict method -> list of `SyntheticSet`s with logs.
-    """
-    figure, axis = new_figure(6.4, 3.6)
-    for method, group in sets.items():
+
+def n_text(cells: pd.DataFrame) -> str:
+    """The n of some cells: "n = 1×5 or 1×20"."""
+    return f"n = {' or '.join(sorted(set(cells['n']), key=lambda n: (len(n), n)))}"
+
+
+def note(cells: pd.DataFrame) -> str:
+    """n, what the intervals cover, and whether nets diverged."""
+    drawn = [cell for cell in cells.to_dict("records") if cell["df"]]
+    given = [cell for cell in drawn if given_one_set(cell)]
+    text = "; whiskers: 95% interval" if drawn else "; too few for an interval"
+    if given:
+        text += ", given one set" if len(given) == len(drawn) else " (n = 1×…: given one set)"
+    return f"{n_text(cells)} (sets × nets){text}" + "; ✕ diverged" * bool(cells["diverged"].any())
+
+
+def limits(cells: pd.DataFrame, points: Iterable[float] = ()) -> tuple[float, float]:
+    """Ends of an axis: all means and `points`; intervals reach no further than their span."""
+    values = np.array([*cells["mean"], *points], float)
+    low, high = np.nanmin(values), np.nanmax(values)
+    room = max(high - low, 2)
+    low = max(np.nanmin([low, *cells["low"]]), low - room)
+    high = min(np.nanmax([high, *cells["high"]]), high + room)
+    return low - 0.05 * (high - low), high + 0.05 * (high - low)
+
+
+def errors(cells: pd.DataFrame) -> np.ndarray:
+    """The distances of both bounds from the mean, for `errorbar` [2, n]; NaN without any."""
+    return np.abs(np.stack([cells["mean"] - cells["low"], cells["high"] - cells["mean"]]))
+
+
+def line_names(rows: pd.DataFrame) -> pd.Series:
+    """Images and arm of each row as one name, without what all rows share."""
+    parts = [rows[name] for name in ("images", "arm") if rows[name].nunique() > 1]
+    return parts[0].str.cat(parts[1:], sep=", ") if parts else rows["images"]
+
+
+def image_rows(rows: Mapping[str, SyntheticSet], title: str = "") -> Figure:
+    """Synthetic sets as rows of images, the first of each class. `rows`: label -> set."""
+    classes = next(iter(rows.values())).classes[:MOST_CLASSES]
+    size = (0.85 * len(classes) + 1.6, 0.95 * len(rows) + 0.5)
+    figure, axes = plt.subplots(len(rows), len(classes), figsize=size, squeeze=False)
+    plt.close(figure)
+    for line, (name, synset) in zip(axes, rows.items(), strict=True):
+        images, labels = synset.images01().cpu().numpy(), synset.labels.cpu().numpy()
+        for c, axis in enumerate(line):
+            image = images[np.flatnonzero(labels == c)[0]].transpose(1, 2, 0).squeeze()
+            axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for axis, name in zip(axes[0], classes, strict=True):
+        axis.set_title(name, loc="center")
+    return finish(figure, title)
+
+
+def loss_curves(sets: Mapping[str, Sequence[SyntheticSet]], window: int = 10) -> Figure:
+    """Matching loss against iteration, with its running mean. `sets`: label -> sets with logs."""
+    figure, (axis,) = panels(1, 5.4, 3.0)
+    colours = palette(sets)
+    for name, group in sets.items():
         losses = np.array([s.log["loss"].to_numpy() for s in group])
         x = group[0].log["iteration"].to_numpy()
-        for line in losses:
-            axis.plot(x, line, color=COLOURS[method], alpha=0.25, lw=0.7)
+        axis.plot(x, losses.T, color=colours[name], alpha=0.25, lw=0.7)
         width = min(window, losses.shape[1])
         smooth = np.convolve(np.nanmean(losses, 0), np.ones(width) / width, "valid")
-        axis.plot(
-            x[width - 1 :],
-            smooth,
-            color=COLOURS[method],
-            lw=2,
-            label=f"{method} (n = {len(group)})",
-        )
-    axis.set(
-        xlabel="iteration",
-        ylabel="matching loss per class",
-        title=f"Matching loss, running mean over {window} iterations",
-    )
-    axis.legend()
-    return figure
+        label = f"{name}, n = {len(group)}"
+        axis.plot(x[width - 1 :], smooth, color=colours[name], lw=2, label=label)
+    axis.set(xlabel="iteration", ylabel="matching loss per class")
+    return finish(figure, "Matching loss", f"thin: each set; thick: mean, {window} iterations")
 
 
-def drawn_architectures(sets):
-    """How often each architecture was drawn, all distillations of a pool together. `sets`: a list of `SyntheticSet`s."""
-    counts = sum(s.log["architecture"].value_counts() for s in sets[:1])
-    for s in sets[1:]:
-        counts = counts.add(s.log["architecture"].value_counts(), fill_value=0)
-    counts = counts.sort_values()
-    figure, axis = new_figure(6.4, 0.24 * len(counts) + 1.1)
-    axis.barh(counts.index, counts, color=COLOURS["model pool"])
+def drawn_architectures(sets: Sequence[SyntheticSet]) -> Figure:
+    """How often each architecture was drawn, all distillations of a pool together."""
+    drawn = pd.concat([s.log["architecture"] for s in sets])
+    counts = drawn.value_counts().sort_values()
+    figure, (axis,) = panels(1, 5.4, 0.24 * len(counts) + 0.6)
+    axis.bar_label(axis.barh(counts.index, counts, color=ORANGE), fmt="%d", padding=3, fontsize=8)
     axis.set(xscale="symlog" if counts.max() > 20 else "linear", xlabel="iterations drawn")
     axis.set_xlim(right=counts.max() * 1.6)
-    axis.bar_label(axis.containers[0], fmt="%d", padding=3, fontsize=8)
-    axis.set_title(
-        f"Architectures drawn in {int(counts.sum())} iterations ({len(sets)} distillations)"
-    )
-    axis.tick_params(axis="y", labelsize=8)
-    return figure
+    return finish(figure, "Architectures drawn", f"{len(drawn)} iterations, n = {len(sets)} sets")
 
 
-def accuracy_curves(rows, x, xlabel, title, by="method"):
-    """Accuracy against a number (iteration, probability, temperature): one line with its interval per method."""
-    figure, axis = new_figure(6.4, 3.6)
-    cells = summarise(rows, [by, x])
-    for method, group in cells.groupby(by, sort=False):
-        group = group.sort_values(x)
-        colour = COLOURS.get(method)
-        n = " or ".join(dict.fromkeys(group["n"]))
-        (line,) = axis.plot(
-            group[x], group["mean"], "o-", ms=4, color=colour, label=f"{method} (n = {n})"
-        )
-        axis.fill_between(
-            group[x], group["low"], group["high"], alpha=0.15, color=line.get_color(), lw=0
-        )
+def accuracy_curves(
+    rows: pd.DataFrame, x: str, xlabel: str, title: str, by: str = "images", panel: str = "split"
+) -> Figure:
+    """Accuracy against a number (iteration, temperature): a line per `by`, a panel per `panel`."""
+    cells = summarise(rows, [panel, by, x]).sort_values(x)
+    colours, shown = palette(in_order(rows[by])), in_order(cells[panel])
+    figure, axes = panels(len(shown), *((5.4, 3.1) if len(shown) == 1 else (2.7, 2.2)))
+    for axis, value in zip(axes, shown, strict=True):
+        own = cells[cells[panel] == value]
+        for name in [name for name in colours if (own[by] == name).any()]:
+            draw_curve(axis, own[own[by] == name], x, colours[name], name)
+        ends = limits(own)
+        axis.set(xlabel=xlabel, ylim=(max(ends[0], 0), ends[1]), title=value * (len(shown) > 1))
+        if cells[x].nunique() < 6:
+            axis.set_xticks(sorted(set(cells[x])))
     split = {"test": "test", "val": "validation"}[rows["split"].iloc[0]]
-    axis.set(xlabel=xlabel, ylabel=f"{split} accuracy (%)", title=title)
-    crowded = cells[by].nunique() > 3
-    axis.legend(**({"bbox_to_anchor": (1.0, 0.5), "loc": "center left"} if crowded else {}))
-    return figure
+    axes[0].set_ylabel(f"{split} accuracy (%)")
+    return finish(figure, title, note(cells).replace("whiskers", "whiskers and bands"))
 
 
-def heat_map(cells, title):
-    """Method x net: mean accuracy as colour and number; * marks cells with diverged runs. `cells`: from `tables.table`."""
-    cells = cells.assign(
-        line=cells["method"]
-        + cells["protocol"].map(lambda p: "" if p in ("fair", "ce") else f"\n({p})")
-    )
-    order = list(dict.fromkeys(cells["line"]))
-    nets = [n for n in NETS if n in set(cells["net"])]
-    means = cells.pivot_table(index="line", columns="net", values="mean", sort=False).reindex(
-        index=order, columns=nets
-    )
-    marks = cells.pivot_table(index="line", columns="net", values="diverged", sort=False).reindex(
-        index=order, columns=nets
-    )
-    text = means.map(lambda v: "" if np.isnan(v) else f"{v:.1f}") + (marks > 0).replace(
-        {True: "*", False: ""}
-    )
-    figure, axis = new_figure(7.6, 0.46 * len(order) + 1.3)
-    sns.heatmap(
-        means,
-        annot=text,
-        fmt="",
-        cmap="viridis",
-        ax=axis,
-        cbar_kws={"label": "test accuracy (%)"},
-        linewidths=0.5,
-    )
-    axis.set(xlabel="", ylabel="", title=title)
-    axis.tick_params(axis="y", rotation=0, labelsize=9)
-    axis.grid(False)
-    return figure
+def draw_curve(axis: Axes, cells: pd.DataFrame, x: str, colour: str, name: str) -> None:
+    """A line in a band; one or two points are no curve; what was not distilled is a level."""
+    means, label = cells["mean"], f"{name}, {n_text(cells)}"
+    if x == "iteration" and name in WITHOUT_ITERATION:
+        axis.axhline(means.iloc[0], color=colour, ls="--", label=label)
+    elif len(cells) < 3:
+        axis.errorbar(cells[x], means, errors(cells), fmt="o", ms=4, color=colour, label=label)
+    else:
+        axis.plot(cells[x], means, "o-", ms=4, color=colour, label=label)
+        axis.fill_between(cells[x], cells["low"], cells["high"], alpha=0.15, color=colour, lw=0)
 
 
-def difference_plot(pairs, title):
-    """Paired differences with 95% intervals, one panel per comparison. `pairs`: dict label -> `paired_difference` result."""
-    figure, axes = new_figure(
-        3.0 * len(pairs) + 1.0, 3.4, ncols=len(pairs), sharey=True, sharex=True, squeeze=False
-    )
-    nets = [n for n in NETS if any(n in set(cells["net"]) for cells in pairs.values())]
-    for axis, (name, cells) in zip(axes[0], pairs.items(), strict=True):
-        cells = cells.set_index("net").reindex(n for n in nets if n in set(cells["net"]))
-        y = np.array([nets.index(net) for net in cells.index])
-        errors = np.abs(np.stack([cells["mean"] - cells["low"], cells["high"] - cells["mean"]]))
-        clear = (cells["low"] > 0) | (cells["high"] < 0)
-        axis.axvline(0, color="#444444", lw=1)
-        axis.errorbar(cells["mean"], y, xerr=errors, fmt="none", ecolor="#0072b2", elinewidth=1.5)
-        axis.scatter(
-            cells["mean"],
-            y,
-            s=36,
-            zorder=3,
-            edgecolors="#0072b2",
-            c=np.where(clear, "#0072b2", "white"),
-        )
-        axis.set_yticks(range(len(nets)), nets)
-        axis.set_title(f"{name}\n(n = {' or '.join(dict.fromkeys(cells['n']))})", fontsize=10)
-        axis.set_xlabel("difference in accuracy (points)")
-    axes[0][0].invert_yaxis()
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    return figure
+def curves(rows: pd.DataFrame, title: str) -> Figure | None:
+    """Accuracy against iteration, a panel per net that has two or more; None without any."""
+    spans = rows[~rows["images"].isin(WITHOUT_ITERATION)].groupby("net")["iteration"].nunique()
+    rows = rows[rows["net"].isin(spans[spans > 1].index)]
+    if rows.empty:
+        return None
+    return accuracy_curves(rows, "iteration", "iteration", title, panel="net")
 
 
-def bars(rows, title, order):
-    """Accuracy per net, one bar with its interval per method; crosses above bars count diverged runs."""
-    nets = [n for n in NETS if n in set(rows["net"])]
-    methods = [m for m in order if m in set(rows["method"])]
-    figure, axis = new_figure(8.2, 3.8)
-    width = 0.8 / len(methods)
-    for i, method in enumerate(methods):
-        name = method  # in the legend once
-        for x, net in enumerate(nets):
-            own = rows[(rows["method"] == method) & (rows["net"] == net)]
-            if own.empty:
-                continue
-            s, at = interval(own), x + (i - (len(methods) - 1) / 2) * width
-            errors = np.abs([[s["mean"] - s["low"]], [s["high"] - s["mean"]]])
-            axis.bar(at, s["mean"], width * 0.92, color=COLOURS[method], label=name)
-            name = None
-            axis.errorbar(at, s["mean"], yerr=errors, color="black", lw=1, capsize=2)
-            if s["diverged"]:
-                axis.annotate(
-                    f"✕{s['diverged']}", (at, s["high"]), ha="center", va="bottom", fontsize=8
-                )
-    chance = 100 / 10 if rows["dataset"].iloc[0] in ("cifar10", "digits") else None
-    if chance:
-        axis.axhline(chance, color="#444444", lw=0.8, ls=":", label="chance")
+def bars(rows: pd.DataFrame, title: str, order: Sequence[str] = ()) -> Figure:
+    """Accuracy per net, a bar per images (colour) and arm (hatch), `order` (`line_names`) first."""
+    cells = summarise(rows.assign(line=line_names(rows)), ["line", "images", "arm", "net"])
+    nets, present = in_order(cells["net"]), dict.fromkeys(cells["line"])
+    names = list(dict.fromkeys([*(name for name in order if name in present), *present]))
+    colours, hatches = palette(cells["images"]), dict(zip(cells["arm"].unique(), cycle(HATCHES)))
+    figure, (axis,) = panels(1, 7.2, 3.3)
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        own = cells[cells["line"] == name]
+        at = own["net"].map(nets.index) + (i - (len(names) - 1) / 2) * width
+        style = {"color": colours[own["images"].iloc[0]], "hatch": hatches[own["arm"].iloc[0]]}
+        drawn = axis.bar(at, own["mean"], width * 0.92, **style, edgecolor="white", label=name)
+        axis.errorbar(at, own["mean"], errors(own), fmt="none", ecolor="black", lw=1)
+        crosses = [f"✕{count}" * (count > 0) for count in own["diverged"]]
+        axis.bar_label(drawn, crosses, label_type="center", color="white", fontsize=8)
+    if rows["dataset"].iloc[0] in ("cifar10", "digits"):
+        axis.axhline(10, color="#444444", lw=0.8, ls=":", label="chance")
     axis.set_xticks(range(len(nets)), nets)
-    axis.set(ylabel="test accuracy (%)", title=title)
-    axis.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.08))
-    return figure
+    axis.set(ylabel="test accuracy (%)", ylim=(0, limits(cells, [0])[1]))
+    return finish(figure, title, note(cells))
+
+
+def heat_map(cells: pd.DataFrame, title: str) -> Figure:
+    """Images and arm x net: mean accuracy; the colour is relative to the net's other lines.
+
+    `cells`: of `tables.table`. Nets that were trained on the full data have no colour.
+    """
+    lines, nets = list(dict.fromkeys(line_names(cells))), in_order(cells["net"])
+    compared = cells["mean"].mask(cells["images"] == "full data")
+    low, high = (compared.groupby(cells["net"]).transform(end) for end in ("min", "max"))
+    share = ((compared - low) / (high - low).replace(0, np.nan)).mask(compared == low, 0)
+    colours = np.full((len(lines), len(nets)), np.nan)
+    figure, (axis,) = panels(1, 6.4, 0.36 * len(lines) + 0.6)
+    for cell, name, value in zip(cells.to_dict("records"), line_names(cells), share, strict=True):
+        y, x = lines.index(name), nets.index(cell["net"])
+        colours[y, x] = value
+        text = f"{cell['mean']:.1f}" + "†" * given_one_set(cell) + "✕" * bool(cell["diverged"])
+        axis.text(x, y, text, ha="center", va="center", fontsize=9)
+    axis.imshow(colours, cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
+    axis.set_xticks(range(len(nets)), nets)
+    axis.set_yticks(range(len(lines)), lines)
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    what = "mean test accuracy (%); darkest: each net's best; † given one set; ✕ with diverged nets"
+    return finish(figure, title, f"{what}\n{n_text(cells)} (sets × nets)")
+
+
+def effects(lines: pd.DataFrame, title: str) -> Figure | None:
+    """Differences by net, a panel per comparison and ipc; right of 0 its first part is better.
+
+    `lines`: of `audit.audit` or `audit.claim_cells` (without its means), or cells of `stats` with a
+    column `comparison`. A pale bar is the published difference. None if nothing is measured.
+    """
+    keys = [key for key in ("ipc", "comparison") if key in lines]
+    groups = [g for _, g in lines[lines["net"] != "mean"].groupby(keys, sort=False)]
+    groups = [group for group in groups if (group["n"] != "").any()]
+    if not groups:
+        return None
+    drawn = pd.concat(groups)
+    measured, nets = drawn[drawn["n"] != ""], in_order(drawn["net"])
+    size = (3.6 if len(groups) < 3 else 2.5, 0.32 * len(nets) + 1.1)
+    figure, axes = panels(len(groups), *size, sharex=True, sharey=True)
+    for axis, group in zip(axes, groups, strict=True):
+        draw_effects(axis, group, nets)
+    axes[0].set_yticks(range(len(nets)), nets)
+    ends = limits(measured, [-1, 1, *drawn.get("published", [])])
+    axes[0].set(ylim=(len(nets) - 0.4, -0.6), xlim=ends)
+    cut = measured["low"].min() < ends[0] or measured["high"].max() > ends[1]
+    missing = "; no dot: not measured" * (len(measured) < len(drawn))
+    return finish(figure, title, note(measured) + ", cut at the frame" * bool(cut) + missing)
+
+
+def draw_effects(axis: Axes, lines: pd.DataFrame, nets: Sequence[str]) -> None:
+    """One panel of `effects`."""
+    cells = lines[lines["n"] != ""]
+    first, y = cells.iloc[0], cells["net"].map(nets.index)
+    clear = (cells["low"] > 0) | (cells["high"] < 0)
+    if "published" in lines and lines["published"].notna().any():
+        at = lines["net"].map(nets.index)
+        axis.barh(at, lines["published"], 0.6, color=PALE, label="published difference")
+    axis.axvline(0, color="#444444", lw=1)
+    axis.errorbar(cells["mean"], y, xerr=errors(cells), fmt="none", ecolor=BLUE, elinewidth=1.5)
+    dots = {"s": 34, "edgecolors": BLUE, "zorder": 3}
+    axis.scatter(cells["mean"][clear], y[clear], c=BLUE, **dots, label="interval excludes 0")
+    label = "it does not, or there is none"
+    axis.scatter(cells["mean"][~clear], y[~clear], c="white", **dots, label=label)
+    if (cells[["mean", "se"]].abs().fillna(0) < 1e-9).all(axis=None):
+        axis.text(0.98, 0.04, "no difference", transform=axis.transAxes, ha="right", fontsize=9)
+    where = "".join(f"{key} {first[key]}, " for key in ("ipc", "iteration") if key in lines)
+    name = textwrap.fill(first["comparison"].replace("\n", " "), 34)
+    axis.set(title=f"{name}\n{where}{n_text(cells)}", xlabel="points of test accuracy")
+    axis.tick_params(labelbottom=True)
+
+
+def difference_plot(pairs: Mapping[str, pd.DataFrame], title: str) -> Figure | None:
+    """`effects` of several results of `stats.paired_difference`, by label."""
+    named = [cells.assign(comparison=name) for name, cells in pairs.items()]
+    return effects(pd.concat(named, ignore_index=True), title)
+
+
+def half_ce(lines: pd.DataFrame) -> Figure | None:
+    """The printed gain of KD beside that of a whole over half a cross-entropy, same images."""
+    title = "Bars: gain of KD as printed. Dots: a whole minus half a cross-entropy, without KD"
+    return effects(lines[(lines["point"] == "half-ce") & lines["published"].notna()], title)
