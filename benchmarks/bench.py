@@ -1,12 +1,14 @@
-"""How fast is ddlib here? Measures steps, epochs, iterations and evaluations, beside the machine's own ceilings.
+"""How fast is ddlib here? Measures steps, epochs, iterations and evaluations, beside the machine's
+own ceilings.
 
-    python benchmarks/bench.py                    # ddlib alone
-    python benchmarks/bench.py --reference DIR    # beside a checkout of VICO-UoE/DatasetCondensation
+    python benchmarks/bench.py                    # ddlib alone python benchmarks/bench.py
+    --reference DIR    # beside a checkout of VICO-UoE/DatasetCondensation
 
-Minutes, a quarter of an hour beside the reference on a CPU; needs no data set. Every side of a measurement runs in a process
-of its own (ddlib changes how its process hands out memory) with the same inputs and threads; the sides of one measurement take
-turns, repetition by repetition, so that a machine that slows down slows all of them. Writes benchmarks/results/<device>.json,
-and from all of those RESULTS.md and scaling.png.
+Minutes, a quarter of an hour beside the reference on a CPU; needs no data set. Every side of a
+measurement runs in a process of its own (ddlib changes how its process hands out memory) with the
+same inputs and threads; the sides of one measurement take turns, repetition by repetition, so that
+a machine that slows down slows all of them. Writes benchmarks/results/<device>.json, and from all
+of those RESULTS.md and scaling.png.
 """
 
 import argparse
@@ -32,7 +34,8 @@ from ddlib.machine import environment, pick_device
 from ddlib.nets import NETS
 from ddlib.store import ROOT, dumps, write_atomic
 
-# Epochs and test images on a CPU: seconds for the heavy nets, enough epochs for the light ones to outweigh what is done once.
+# Epochs and test images on a CPU: seconds for the heavy nets, enough epochs for the light ones to
+# outweigh what is done once.
 CPU_SIZES = {
     "ConvNet": (5, 500),
     "MLP": (100, 2000),
@@ -67,9 +70,11 @@ TINY = {"width": 32, "batch_real": 4, "stock": 16}
 
 
 def cases(device, tiny=False):
-    """Every measurement by name: its sizes, warm-up, how many times `--repeats` it is repeated, its sides, what is shortened.
+    """Every measurement by name: its sizes, warm-up, how many times `--repeats` it is repeated, its
+    sides, what is shortened.
 
-    On a CPU some are shortened so that all fit into a quarter of an hour. `stock` is the number of real images per class.
+    On a CPU some are shortened so that all fit into a quarter of an hour. `stock` is the number of
+    real images per class.
     """
     cpu, base = device == "cpu", FULL | (TINY if tiny else {})
     ours = ["float32", "bfloat16"] if cpu else ["float32", "tf32", "bfloat16"]
@@ -267,7 +272,9 @@ def scaling(case, device, repeats):
 
 
 def everything(arguments, device):
-    """All measurements that were asked for, a line on each as it is done; then the files. Exit status: 1 if one failed."""
+    """All measurements that were asked for, a line on each as it is done; then the files. Exit
+    status: 1 if one failed.
+    """
     found, started = cases(device, arguments.tiny), time.monotonic()
     chosen = choose(arguments.only, found)
     result = {
@@ -401,7 +408,9 @@ class Child:
 
 
 def take_turns(name, case, arguments, device):
-    """The records of all sides of a case: one process each, started one after the other, then one repetition each in turn."""
+    """The records of all sides of a case: one process each, started one after the other, then one
+    repetition each in turn.
+    """
     alone = case["kind"] in ("ceilings", "scaling")
     sides = (
         case["sides"][:1]
@@ -445,7 +454,9 @@ def end_to_end(device):
 
 
 def write(arguments, result):
-    """The JSON (unless only a part was measured and no file was named), then what is rendered from all JSON files."""
+    """The JSON (unless only a part was measured and no file was named), then what is rendered from
+    all JSON files.
+    """
     if (arguments.only or arguments.tiny) and not arguments.json:
         print("a part only: nothing is written (name a file with --json to keep it)")
         return

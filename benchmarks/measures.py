@@ -1,6 +1,8 @@
-"""What is measured, one repetition at a time: clock, memory, FLOP counts, and ddlib's side of every case.
+"""What is measured, one repetition at a time: clock, memory, FLOP counts, and ddlib's side of every
+case.
 
-A case is a dict of sizes (see `bench.cases`). Content does not change the speed of dense kernels, so that images are random.
+A case is a dict of sizes (see `bench.cases`). Content does not change the speed of dense kernels,
+so that images are random.
 """
 
 import functools
@@ -28,10 +30,12 @@ KINDS = ("step", "epoch", "iteration", "evaluation")
 
 
 class Clock:
-    """Times repetitions: called before the first, between two and after the last; answers True when there are enough.
+    """Times repetitions: called before the first, between two and after the last; answers True when
+    there are enough.
 
-    The first `warmup` repetitions are not kept. `turn()` is called before each one that is, outside of the time. Holds
-    `seconds` (a list) and `peak_mb` (what the memory grew by, at its peak, since the first call).
+    The first `warmup` repetitions are not kept. `turn()` is called before each one that is, outside
+    of the time. Holds `seconds` (a list) and `peak_mb` (what the memory grew by, at its peak, since
+    the first call).
     """
 
     def __init__(self, device, warmup, repeats, turn=None):
@@ -68,7 +72,9 @@ class Clock:
 
 
 def start_memory(device):
-    """MB in use now; peaks are counted from here: allocated on a GPU, resident on a CPU (None where /proc is missing)."""
+    """MB in use now; peaks are counted from here: allocated on a GPU, resident on a CPU (None where
+    /proc is missing).
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 1e6
@@ -96,10 +102,12 @@ def resident_mb(field):
 
 @functools.cache
 def flop_per_image(net="ConvNet", **options):
-    """FLOP that one 3-channel image costs in products and convolutions (a multiply-add is 2), as PyTorch counts them.
+    """FLOP that one 3-channel image costs in products and convolutions (a multiply-add is 2), as
+    PyTorch counts them.
 
-    `forward`; `train`: forward and gradient of the weights; `match`: that with its graph, and the pull-back to the pixels.
-    Counted on the plain path (average pooling as `avg_pool2d`) without computing anything.
+    `forward`; `train`: forward and gradient of the weights; `match`: that with its graph, and the
+    pull-back to the pixels. Counted on the plain path (average pooling as `avg_pool2d`) without
+    computing anything.
     """
     with torch.device("meta"):
         net, side = build_net(net, **options), options.get("side", 32)
@@ -131,7 +139,9 @@ def flop_per_image(net="ConvNet", **options):
 
 
 def flop(case):
-    """FLOP of one repetition of a case: what the mathematics needs, not what an implementation adds."""
+    """FLOP of one repetition of a case: what the mathematics needs, not what an implementation
+    adds.
+    """
     each = flop_per_image(case["net"], **net_options(case))
     synthetic = case["classes"] * case["ipc"]
     step = case["classes"] * case["batch_real"] * each["train"] + synthetic * each["match"]
@@ -152,7 +162,9 @@ def net_options(case):
 
 
 def inputs(case, device):
-    """Random `Data` of CIFAR-10's shape with `stock` images per class, and a random synthetic set: (data, images, labels)."""
+    """Random `Data` of CIFAR-10's shape with `stock` images per class, and a random synthetic set:
+    (data, images, labels).
+    """
     generator, classes, side = torch.Generator().manual_seed(0), case["classes"], case["side"]
 
     def part(n):
@@ -182,10 +194,12 @@ def inputs(case, device):
 
 
 def measure(case, side, device, repeats, turn=None, driver=None):
-    """One case on one side (a precision, `plain` or `reference`) as a record: raw seconds, FLOP, peak memory, threads.
+    """One case on one side (a precision, `plain` or `reference`) as a record: raw seconds, FLOP,
+    peak memory, threads.
 
-    `plain` is ddlib in float32 without its speed-ups: the whole real batch at once, glibc's own handing out of memory, no
-    recorded graph. `driver`: the module with the functions of the reference's side.
+    `plain` is ddlib in float32 without its speed-ups: the whole real batch at once, glibc's own
+    handing out of memory, no recorded graph. `driver`: the module with the functions of the
+    reference's side.
     """
     case = case | ({"nets": 1} if driver else {})  # the reference trains its nets one by one
     touch_libraries(device)
@@ -216,7 +230,9 @@ def touch_libraries(device):
 
 
 def time_step(case, side, data, images, labels, clock):
-    """One matching step: draw the real batches, match gradients for all classes, gradient of the pixels. No update."""
+    """One matching step: draw the real batches, match gradients for all classes, gradient of the
+    pixels. No update.
+    """
     net, pixels = fresh_net(case, data.device), as_leaf(images)
     plain = {"slice_size": case["batch_real"]} if side == "plain" else {"precision": side}
     objective = prepared(data, ipc=case["ipc"], batch_real=case["batch_real"], **plain)
@@ -270,7 +286,9 @@ def fresh_net(case, device):
 
 
 def ceilings(case, device, repeats):
-    """Records of the fastest products this machine does here: a square matmul, a forward convolution, per precision."""
+    """Records of the fastest products this machine does here: a square matmul, a forward
+    convolution, per precision.
+    """
     size, images = case["matmul"], case["conv_images"]
     rows = []
     for precision in case["sides"]:

@@ -1,7 +1,9 @@
-"""The reference's side: a thin driver around the functions of a DatasetCondensation checkout that the user supplies.
+"""The reference's side: a thin driver around the functions of a DatasetCondensation checkout that
+the user supplies.
 
-Networks, gradient distance, epochs and evaluation are its own functions, called as its `main.py` calls them for DC with
-ConvNet (instance norm, hence no statistics to freeze). Only what `main.py` holds inline is said again here.
+Networks, gradient distance, epochs and evaluation are its own functions, called as its `main.py`
+calls them for DC with ConvNet (instance norm, hence no statistics to freeze). Only what `main.py`
+holds inline is said again here.
 """
 
 import copy
@@ -22,7 +24,9 @@ reference = None  # the checkout's `utils`, once loaded
 
 
 def fingerprint(folder):
-    """What tells one version of the checkout from another; `DDError` if `folder` is no such checkout."""
+    """What tells one version of the checkout from another; `DDError` if `folder` is no such
+    checkout.
+    """
     missing = [name for name in FILES if not (Path(folder) / name).is_file()]
     if missing:
         raise DDError(
@@ -34,7 +38,9 @@ def fingerprint(folder):
 
 
 def load(folder):
-    """Import the checkout's `utils`, with a stand-in for a module that scipy dropped (only its augmentation uses it)."""
+    """Import the checkout's `utils`, with a stand-in for a module that scipy dropped (only its
+    augmentation uses it).
+    """
     global reference
     fingerprint(folder)
     dropped = types.ModuleType("scipy.ndimage.interpolation")
@@ -46,7 +52,9 @@ def load(folder):
 
 
 def settings(case, device):
-    """Its command-line settings that its functions look at. Its evaluator trains one epoch more than `epoch_eval_train`."""
+    """Its command-line settings that its functions look at. Its evaluator trains one epoch more
+    than `epoch_eval_train`.
+    """
     return types.SimpleNamespace(
         device=str(device),
         dis_metric="ours",
@@ -67,7 +75,9 @@ def get_net(case, name=None):
 
 
 class Matching:
-    """Inputs and the part of its loop that is inline: sampling real images, and the matching loss over all classes."""
+    """Inputs and the part of its loop that is inline: sampling real images, and the matching loss
+    over all classes.
+    """
 
     def __init__(self, case, data, images):
         self.case, self.data, self.args = case, data, settings(case, data.device)
@@ -84,7 +94,9 @@ class Matching:
         )
 
     def step(self, net):
-        """Its matching step: the loss of all classes is summed first, then one backward pass. Returns the loss."""
+        """Its matching step: the loss of all classes is summed first, then one backward pass.
+        Returns the loss.
+        """
         loss = torch.tensor(0.0, device=self.data.device)
         for c, own in enumerate(self.images.split(self.case["ipc"])):
             rows = np.random.permutation(self.rows[c])[: self.case["batch_real"]]  # noqa: NPY002
@@ -111,7 +123,9 @@ def loader(images, labels, shuffle):
 
 
 def time_step(case, side, data, images, labels, clock):
-    """One matching step: draw the real batches, matching loss of all classes, gradient of the pixels. No update."""
+    """One matching step: draw the real batches, matching loss of all classes, gradient of the
+    pixels. No update.
+    """
     net, matching = get_net(case), Matching(case, data, images)
     net.train()
     clock.run(lambda: matching.step(net))
@@ -125,7 +139,9 @@ def time_epoch(case, side, data, images, labels, clock):
 
 
 def time_iteration(case, side, data, images, labels, clock):
-    """Whole iterations: a fresh net, its outer steps, its inner epochs (fewer of both where the case says so)."""
+    """Whole iterations: a fresh net, its outer steps, its inner epochs (fewer of both where the
+    case says so).
+    """
     matching, (outer, inner) = Matching(case, data, images), reference.get_loops(case["ipc"])
     outer, inner = min(outer, case["outer"]), min(inner, case["inner"])
 
@@ -146,7 +162,9 @@ def time_iteration(case, side, data, images, labels, clock):
 
 
 def time_evaluation(case, side, data, images, labels, clock):
-    """Its evaluator, one net per repetition; then testing alone. Test images come from memory: no decoding, as for ddlib."""
+    """Its evaluator, one net per repetition; then testing alone. Test images come from memory: no
+    decoding, as for ddlib.
+    """
     args, batches = (
         settings(case, data.device),
         loader(data.x_test.cpu(), data.y_test.cpu(), shuffle=False),

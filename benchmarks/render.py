@@ -1,4 +1,6 @@
-"""Tables and the scaling figure from the JSON files that `bench.py` wrote. Nothing is measured here, nothing typed by hand."""
+"""Tables and the scaling figure from the JSON files that `bench.py` wrote. Nothing is measured
+here, nothing typed by hand.
+"""
 
 import json
 from collections import Counter, defaultdict
@@ -43,7 +45,9 @@ handing out of memory. A step's time holds drawing the real batches and the grad
 
 
 def render(files=None, folder=FOLDER):
-    """Write RESULTS.md and scaling.png into `folder` from JSON files (default: all in results/); returns their paths."""
+    """Write RESULTS.md and scaling.png into `folder` from JSON files (default: all in results/);
+    returns their paths.
+    """
     runs = read(sorted(RESULTS.glob("*.json")) if files is None else files)
     paths = [write_atomic(Path(folder) / "RESULTS.md", report(runs))]
     if any(of_kind(run, "scaling") for run in runs):
@@ -68,7 +72,9 @@ def read(files):
 
 
 def shown(runs):
-    """docs/speed.md's table: where the reference was measured too, median times (of a net), ratio, and a step's peak memory."""
+    """docs/speed.md's table: where the reference was measured too, median times (of a net), ratio,
+    and a step's peak memory.
+    """
     sides = "float32", "bfloat16", "reference"
     rows = [
         (
@@ -104,7 +110,9 @@ def shown(runs):
 
 
 def compared(seconds, sides):
-    """The cells of docs/speed.md's table: seconds of each side, and how many times as fast as the last one the others are."""
+    """The cells of docs/speed.md's table: seconds of each side, and how many times as fast as the
+    last one the others are.
+    """
     *ours, reference = sides
     ratios = ", ".join(
         f"{seconds[reference] / seconds[side]:.2f}" for side in ours if side in seconds
@@ -148,7 +156,9 @@ def accuracy(file=RESULTS / "equality.csv"):
 
 
 def section(run):
-    """One device: hardware and versions, ceilings, measurements, evaluations, and what was shortened, skipped or failed."""
+    """One device: hardware and versions, ceilings, measurements, evaluations, and what was
+    shortened, skipped or failed.
+    """
     environment = run["environment"]
     about = ", ".join(
         f"{name} {value}" for name, value in environment.items() if name != "device" and value != ""
@@ -239,7 +249,9 @@ def ceiling_row(row):
 
 
 def timed_row(run, row):
-    """The cells of one record. Evaluations are per call: see `units` for how many nets that trains."""
+    """The cells of one record. Evaluations are per call: see `units` for how many nets that
+    trains.
+    """
     name = row["case"] + (" (shortened)" if run["cases"][row["case"]].get("note") else "")
     nets = f", {row['units']} at once" if row["units"] > 1 else ""
     peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
@@ -272,7 +284,9 @@ def epoch_and_test(run, row):
 
 
 def whole_evaluations(run):
-    """Side -> seconds of one net of each architecture at 301 epochs and 10,000 test images, of sides that measured all."""
+    """Side -> seconds of one net of each architecture at 301 epochs and 10,000 test images, of
+    sides that measured all.
+    """
     sums, counts = defaultdict(float), Counter()
     for row in of_kind(run, "evaluation"):
         epoch, test = epoch_and_test(run, row)
@@ -343,7 +357,9 @@ def lines(run, name):
 
 
 def draw_scaling(runs):
-    """Time of a matching step against each of its sizes, the others fixed: four panels, one line per device. A figure."""
+    """Time of a matching step against each of its sizes, the others fixed: four panels, one line
+    per device. A figure.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

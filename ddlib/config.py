@@ -20,7 +20,7 @@ def by_method(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """One distillation. The defaults are the paper's: DC with a pool (arXiv 2402.13007, section 3.2).
+    """One distillation. The defaults are the paper's: DC with a pool (arXiv 2402.13007, 3.2).
 
     Settings of `by_method` may be None, which stands for the method's value; `resolved` fills them
     in. `outer` and `inner` None: the method's for this ipc. `options`: settings of the method's

@@ -1,4 +1,6 @@
-"""Evaluation: train fresh nets on a synthetic set under a protocol, test them on real images, a row for each."""
+"""Evaluation: train fresh nets on a synthetic set under a protocol, test them on real images, a row
+for each.
+"""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,8 +24,9 @@ from .results import DISTILLATION, EVALUATION, ROWS, Results, canonical, flat
 from .rng import stream
 from .synset import SyntheticSet
 
-# The evaluation version. Raise it whenever the same net, set and seed may come out otherwise: no table cell mixes two.
-# 1: until 2026-11-21; 2: gradients laid out as their weights (LeNet and AlexNet were wrong), max pooling by whole tensors.
+# The evaluation version. Raise it whenever the same net, set and seed may come out otherwise: no
+# table cell mixes two. 1: until 2026-11-21; 2: gradients laid out as their weights (LeNet and
+# AlexNet were wrong), max pooling by whole tensors.
 VERSION = 2
 TEACHER = "ConvNet"
 AT_ONCE = {"cuda": 10, "cpu": 4}  # nets side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
@@ -47,16 +50,20 @@ def evaluate(
     stop: Callable[[], bool] | None = None,
     **settings: object,
 ) -> pd.DataFrame:
-    """Train `n_eval` fresh nets of each architecture on `synset`, or on each of several sets, and test them on `data`.
+    """Train `n_eval` fresh nets of each architecture on `synset`, or on each of several sets, and
+    test them on `data`.
 
-    Returns one line per net and split (`results.flat`; accuracy in percent). `protocol`: see `ddlib.losses`, or a `Protocol` of
-    your own; `teacher` is the net that `kd` and `authors-2023` learn from (None for `authors-2023`: its "no KD", half a CE).
-    Net i has eval seed `seed + i`; a teacher of the same number comes from a stream of its own. `split`: "test", "val" to
-    choose settings, or "both": one training, a row for each. `config` is an `EvalConfig`, `settings` override single ones
-    (`tau=4.0`). With `results` (a `Results`), rows found there are not computed again and new ones are saved as they finish;
-    `stop()` is asked before every group, and if it says True, what is not there yet is left out. A net with non-finite weights
-    or logits is marked `diverged` and keeps the accuracy it has. Several nets of an architecture train at once (`groups`);
-    `seconds` is a row's share. Raises `DDError` for anything unknown or a set that does not fit.
+    Returns one line per net and split (`results.flat`; accuracy in percent). `protocol`: see
+    `ddlib.losses`, or a `Protocol` of your own; `teacher` is the net that `kd` and `authors-2023`
+    learn from (None for `authors-2023`: its "no KD", half a CE). Net i has eval seed `seed + i`; a
+    teacher of the same number comes from a stream of its own. `split`: "test", "val" to choose
+    settings, or "both": one training, a row for each. `config` is an `EvalConfig`, `settings`
+    override single ones (`tau=4.0`). With `results` (a `Results`), rows found there are not
+    computed again and new ones are saved as they finish; `stop()` is asked before every group, and
+    if it says True, what is not there yet is left out. A net with non-finite weights or logits is
+    marked `diverged` and keeps the accuracy it has. Several nets of an architecture train at once
+    (`groups`); `seconds` is a row's share. Raises `DDError` for anything unknown or a set that does
+    not fit.
     """
     keep_freed_memory()
     config = configured(config, settings)
@@ -104,7 +111,9 @@ def splits(split: str) -> tuple[str, ...]:
 
 
 def groups(missing: Sequence[tuple], device: torch.device | str) -> list[list[tuple]]:
-    """Which nets (set, architecture, eval seed) train at once: of one architecture, on a GPU many, on a CPU one per thread."""
+    """Which nets (set, architecture, eval seed) train at once: of one architecture, on a GPU many,
+    on a CPU one per thread.
+    """
     on_gpu = torch.device(device).type == "cuda"
     size = AT_ONCE["cuda"] if on_gpu else min(AT_ONCE["cpu"], torch.get_num_threads())
     found = []
@@ -125,7 +134,8 @@ def describe_row(
 ) -> dict:
     """A row's identity (`results.KEY`): everything but the result and the machine.
 
-    Settings are those that differ from the defaults and matter to these nets; teacher, tau and alpha wherever they are used.
+    Settings are those that differ from the defaults and matter to these nets; teacher, tau and
+    alpha wherever they are used.
     """
     used = net_width(net, config) | (net_width(teacher, config) if teacher else {})
     unused = {"width", "depth", "width_factor"} - set(used) | {"alpha", "tau"}
@@ -191,9 +201,11 @@ def train_group(
     teachers: dict,
     streams: tuple[str, str] = ("eval", "batches"),
 ) -> list[nn.Module]:
-    """Fresh nets of one architecture, one per pair of set and eval seed, trained on that set under a protocol.
+    """Fresh nets of one architecture, one per pair of set and eval seed, trained on that set under
+    a protocol.
 
-    `streams`: the names of the generators of their weights and batches. `teachers`: see `teacher_logits`.
+    `streams`: the names of the generators of their weights and batches. `teachers`: see
+    `teacher_logits`.
     """
     targets = [None] * len(pairs)
     if teacher:
@@ -214,7 +226,9 @@ def train_group(
 def batch_loss(
     protocol: Protocol, labels: Tensor, targets: Tensor | None, config: EvalConfig
 ) -> Callable:
-    """`loss(logits, batch, epoch)` of a protocol; `batch` indexes the set of these labels and teacher logits."""
+    """`loss(logits, batch, epoch)` of a protocol; `batch` indexes the set of these labels and
+    teacher logits.
+    """
 
     def loss(logits: Tensor, batch: Tensor | slice, epoch: int | Tensor) -> Tensor:
         teacher = None if targets is None else targets[batch]
@@ -249,11 +263,13 @@ def train_nets(
     config: EvalConfig,
     generators: Sequence[torch.Generator | None],
 ) -> None:
-    """Train nets in place, each on its images: SGD, lr x 0.1 after epoch `config.drop_epoch` with the momentum reset.
+    """Train nets in place, each on its images: SGD, lr x 0.1 after epoch `config.drop_epoch` with
+    the momentum reset.
 
-    `loss(logits, batch, epoch)` gives the scalar to descend. These are the DC family's settings (Zhao et al., ICLR 2021):
-    lr 0.01, momentum 0.9, weight decay 5e-4, batch 256, epochs 0..300, drop after 151, no augmentation. The nets train side by
-    side; on a GPU an epoch of all of them is one recorded graph.
+    `loss(logits, batch, epoch)` gives the scalar to descend. These are the DC family's settings
+    (Zhao et al., ICLR 2021): lr 0.01, momentum 0.9, weight decay 5e-4, batch 256, epochs 0..300,
+    drop after 151, no augmentation. The nets train side by side; on a GPU an epoch of all of them
+    is one recorded graph.
     """
     trainings = [Training(*one, config) for one in zip(nets, images, losses, strict=True)]
     device = images[0].device
@@ -301,7 +317,8 @@ class Training:
     def step(self, batch: Tensor | slice) -> None:
         with mixed_precision(self.config.precision, self.images.device):
             logits = self.net(self.images[batch])
-        # backward() lays a gradient out in memory as its weight is; the fused optimiser relies on it
+        # backward() lays a gradient out in memory as its weight is; the fused optimiser relies on
+        # it
         self.loss(logits.to(self.images.dtype), batch, self.done).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -321,7 +338,8 @@ def measure_accuracy(
 ) -> tuple[float, bool]:
     """(accuracy in percent, diverged): diverged means that weights or logits are not finite.
 
-    `batch`: images at once; by default 100 on a CPU, whose memory has to hold several nets' activations, else 500.
+    `batch`: images at once; by default 100 on a CPU, whose memory has to hold several nets'
+    activations, else 500.
     """
     net.eval()
     finite = torch.stack(
@@ -341,7 +359,8 @@ def measure_accuracy(
 def teacher_logits(
     pairs: Pairs, data: Data, name: Net, config: EvalConfig, teachers: dict
 ) -> list[Tensor]:
-    """Logits [N, classes] of teachers trained with plain CE, a tensor per pair of set and eval seed, on that set's images.
+    """Logits [N, classes] of teachers trained with plain CE, a tensor per pair of set and eval
+    seed, on that set's images.
 
     `teachers` keeps what was trained: all students, protocols and temperatures share it.
     """
@@ -403,7 +422,8 @@ def check_request(
         raise DDError(f"the set's images are {shapes[0]}, the data's {shapes[1]}")
     if int(synset.labels.max()) >= len(data.classes):
         raise DDError(
-            f"the set has labels up to {int(synset.labels.max())}, the data {len(data.classes)} classes"
+            f"the set has labels up to {int(synset.labels.max())}, "
+            f"the data {len(data.classes)} classes"
         )
     for name in ("mean", "std"):
         a, b = getattr(synset, name), getattr(data, name)

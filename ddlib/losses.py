@@ -1,11 +1,14 @@
-"""Evaluation protocols: what a net descends while it is trained on a synthetic set (arXiv 2402.13007, section 3.3).
+"""Evaluation protocols: what a net descends while it is trained on a synthetic set (arXiv
+2402.13007, section 3.3).
 
-`ce`            plain cross-entropy: the fair baseline.
-`kd`            the paper's equation 1 in Hinton's form: alpha tau^2 KL(teacher || student), both softened by
+`ce`            plain cross-entropy: the fair baseline. `kd`            the paper's equation 1 in
+Hinton's form: alpha tau^2 KL(teacher || student), both softened by
                 tau, plus (1 - alpha) CE.
-`authors-2023`  what the released code does, for the audit of Table 4 only: (1 - alpha) CE + alpha tau^3
-                KL(student || teacher) of unsoftened probabilities, tau x 0.9 after every epoch, alpha 0.5; and half a CE
-                where it says "no KD". Probabilities are clamped, so that it cannot become NaN where the released code did.
+`authors-2023`  what the released code does, for the audit of Table 4 only: (1 - alpha) CE + alpha
+tau^3
+                KL(student || teacher) of unsoftened probabilities, tau x 0.9 after every epoch,
+                alpha 0.5; and half a CE where it says "no KD". Probabilities are clamped, so that
+                it cannot become NaN where the released code did.
 """
 
 from collections.abc import Callable
@@ -27,8 +30,8 @@ Loss = Callable[[Tensor, Tensor, Tensor | None, EvalConfig, int | Tensor], Tenso
 class Protocol:
     """A name, whether there is a teacher ("never", "always" or "optional"), and a loss.
 
-    `loss(logits [N, C], labels [N], teacher_logits [N, C] or None, config, epoch)` gives a scalar to descend. The epoch may be
-    a tensor: on a GPU it is counted there.
+    `loss(logits [N, C], labels [N], teacher_logits [N, C] or None, config, epoch)` gives a scalar
+    to descend. The epoch may be a tensor: on a GPU it is counted there.
     """
 
     name: str
@@ -46,7 +49,9 @@ def ce_loss(
 def kd_loss(
     logits: Tensor, labels: Tensor, teacher_logits: Tensor, config: EvalConfig, epoch: int | Tensor
 ) -> Tensor:
-    """alpha tau^2 KL(teacher || student) + (1 - alpha) CE, logits divided by tau in the KL, mean over N."""
+    """alpha tau^2 KL(teacher || student) + (1 - alpha) CE, logits divided by tau in the KL, mean
+    over N.
+    """
     student = F.log_softmax(logits / config.tau, 1)
     teacher = F.log_softmax(teacher_logits / config.tau, 1)
     kl = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
@@ -60,7 +65,9 @@ def authors_loss(
     config: EvalConfig,
     epoch: int | Tensor,
 ) -> Tensor:
-    """(1 - alpha) CE + alpha tau_e^3 KL(student || teacher), tau_e = tau 0.9^epoch; without a teacher (1 - alpha) CE."""
+    """(1 - alpha) CE + alpha tau_e^3 KL(student || teacher), tau_e = tau 0.9^epoch; without a
+    teacher (1 - alpha) CE.
+    """
     loss = (1 - config.alpha) * F.cross_entropy(logits, labels)
     if teacher_logits is None:
         return loss
@@ -82,7 +89,9 @@ PROTOCOLS = {
 
 
 def find_protocol(protocol: str | Protocol, teacher: str | None) -> tuple[Protocol, str | None]:
-    """The protocol of a name (or itself), and its teacher: None where it has none. Raises `DDError` if they do not fit."""
+    """The protocol of a name (or itself), and its teacher: None where it has none. Raises `DDError`
+    if they do not fit.
+    """
     if not isinstance(protocol, Protocol):
         protocol = PROTOCOLS[check_choice("protocol", protocol, PROTOCOLS)]
     if protocol.teacher == "always" and teacher is None:

@@ -1,7 +1,9 @@
-"""Results as two tables: the sets that were made, and a row for every net that was trained on one and tested.
+"""Results as two tables: the sets that were made, and a row for every net that was trained on one
+and tested.
 
-Settings are JSON that holds what differs from the defaults, so that a setting that is new today orphans nothing of yesterday. A
-study keeps one small file per finished task, written whole or not at all; several processes may write at once.
+Settings are JSON that holds what differs from the defaults, so that a setting that is new today
+orphans nothing of yesterday. A study keeps one small file per finished task, written whole or not
+at all; several processes may write at once.
 """
 
 import hashlib
@@ -61,7 +63,9 @@ def row_key(row: dict) -> tuple:
 
 
 class Results:
-    """The rows of a study's folder, or of memory only if `folder` is None. What `add` was given is on disk when it returns."""
+    """The rows of a study's folder, or of memory only if `folder` is None. What `add` was given is
+    on disk when it returns.
+    """
 
     def __init__(self, folder: str | Path | None = None):
         self.folder = Path(folder) if folder else None
@@ -82,7 +86,9 @@ class Results:
         return self._rows.get(row_key(row))
 
     def add(self, sets: Iterable[dict], rows: Iterable[dict]) -> None:
-        """Keep finished rows (`ROWS`) and the sets they belong to (`SETS`), in one file that no other writer touches."""
+        """Keep finished rows (`ROWS`) and the sets they belong to (`SETS`), in one file that no
+        other writer touches.
+        """
         sets = [{name: entry[name] for name in SETS} for entry in sets]
         rows = [{name: row[name] for name in ROWS} for row in rows]
         self._take(sets, rows)
@@ -112,7 +118,9 @@ def digest(content: str) -> str:
 
 
 def read_task(path: Path) -> tuple[list[dict], list[dict]]:
-    """Sets and rows of one finished task. Raises `DDError` for a file that does not hold what was written."""
+    """Sets and rows of one finished task. Raises `DDError` for a file that does not hold what was
+    written.
+    """
     content = path.read_bytes().decode(errors="replace")
     if digest(content) != path.stem:
         raise DDError(f"{path} is damaged; delete it, and what it held is computed again")
@@ -121,10 +129,12 @@ def read_task(path: Path) -> tuple[list[dict], list[dict]]:
 
 
 def read_results(folder: str | Path) -> pd.DataFrame:
-    """The published results of a folder (`sets.csv`, `rows.csv`) as one flat `DataFrame`; see `flat`.
+    """The published results of a folder (`sets.csv`, `rows.csv`) as one flat `DataFrame`; see
+    `flat`.
 
-    Raises `DDError` for a missing or damaged file, a column that is missing, or a row whose set is not in the table of sets.
-    Columns that are unknown here are left out: they are newer than this version.
+    Raises `DDError` for a missing or damaged file, a column that is missing, or a row whose set is
+    not in the table of sets. Columns that are unknown here are left out: they are newer than this
+    version.
     """
     tables = []
     for name, columns in (("sets", SETS), ("rows", ROWS)):
@@ -151,11 +161,13 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def flat(sets: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """One line per row with everything that is known of it; settings that are not named are at their defaults.
+    """One line per row with everything that is known of it; settings that are not named are at
+    their defaults.
 
-    Columns: `ROWS` and `training` (which trained net); of the set `method`, `base`, `pool`, `dataset`, `ipc`, `iteration`,
-    `seed`; the settings of `EvalConfig` and `UNUSED`; the settings of the set, those that an evaluation has too as
-    `set_width` and the like. Raises `ValueError` for rows that make no sense.
+    Columns: `ROWS` and `training` (which trained net); of the set `method`, `base`, `pool`,
+    `dataset`, `ipc`, `iteration`, `seed`; the settings of `EvalConfig` and `UNUSED`; the settings
+    of the set, those that an evaluation has too as `set_width` and the like. Raises `ValueError`
+    for rows that make no sense.
     """
     frame = rows.merge(sets, on="set", how="left", suffixes=("", "_set"), validate="many_to_one")
     if frame["method"].isna().any():
@@ -184,5 +196,7 @@ def settings_columns(texts: pd.Series, default: dict) -> pd.DataFrame:
 
 
 def trained_nets(rows: pd.DataFrame) -> int:
-    """How many nets were trained for these rows: a net that was tested on two splits counts once."""
+    """How many nets were trained for these rows: a net that was tested on two splits counts
+    once.
+    """
     return rows["training"].nunique()

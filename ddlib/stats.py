@@ -1,7 +1,9 @@
-"""Means with Student's t intervals that respect how the numbers came about: sets first, the nets trained on them within.
+"""Means with Student's t intervals that respect how the numbers came about: sets first, the nets
+trained on them within.
 
-Ten nets trained on one synthetic set say how well that set does; only several sets say how well the method does. So the unit is
-the set: with two or more, the interval is that of the set means. With one, it is that of its nets, and holds given this set.
+Ten nets trained on one synthetic set say how well that set does; only several sets say how well the
+method does. So the unit is the set: with two or more, the interval is that of the set means. With
+one, it is that of its nets, and holds given this set.
 """
 
 from collections.abc import Sequence
@@ -20,10 +22,11 @@ FEWEST_NETS = 5  # on one set: an interval of fewer is wider than anything it co
 def interval(rows: pd.DataFrame, value: str = "accuracy", level: float = LEVEL) -> dict:
     """Mean of the sets' means, with a Student's t interval at `level` (0 to 1).
 
-    Two or more sets: over the set means, sets − 1 degrees of freedom. One set: over its nets, nets − 1 degrees of freedom, from
-    `FEWEST_NETS` on; it covers fresh nets on this very set, not the method. Fewer: no interval (NaN). Returns a dict: mean,
-    low, high, se (standard error; percent points), df, sets, n (text, "sets×nets"), diverged (nets, which stay in the mean),
-    seconds (median per net). Raises `DDError` for no rows.
+    Two or more sets: over the set means, sets − 1 degrees of freedom. One set: over its nets, nets
+    − 1 degrees of freedom, from `FEWEST_NETS` on; it covers fresh nets on this very set, not the
+    method. Fewer: no interval (NaN). Returns a dict: mean, low, high, se (standard error; percent
+    points), df, sets, n (text, "sets×nets"), diverged (nets, which stay in the mean), seconds
+    (median per net). Raises `DDError` for no rows.
     """
     if not len(rows):
         raise DDError("no rows to summarise; needed: at least one")
@@ -55,16 +58,17 @@ def summarise(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def pair(a: pd.DataFrame, b: pd.DataFrame, on: Sequence[str] = ("net",)) -> pd.DataFrame:
-    """The differences a − b of rows that share net, set seed and eval seed, a row each; without a partner they are left out.
+    """The differences a − b of rows that share net, set seed and eval seed, a row each; without a
+    partner they are left out.
 
-    Pairing removes what both share: the same fresh weights, the same random real batches. Raises `DDError` for several rows
-    of one pair.
+    Pairing removes what both share: the same fresh weights, the same random real batches. Raises
+    `DDError` for several rows of one pair.
     """
     keys = list(dict.fromkeys([*on, "net", UNIT, WITHIN]))
     for name, rows in (("first", a), ("second", b)):
         if rows.duplicated(keys).any():
             raise DDError(
-                f"the {name} method has several rows for one of {', '.join(keys)}; narrow the selection"
+                f"the {name} method has several rows for one of {', '.join(keys)}; narrow it"
             )
     both = a.merge(b, on=keys, suffixes=("_a", "_b"))
     both["accuracy"] = both["accuracy_a"] - both["accuracy_b"]
@@ -75,7 +79,9 @@ def pair(a: pd.DataFrame, b: pd.DataFrame, on: Sequence[str] = ("net",)) -> pd.D
 def paired_difference(
     a: pd.DataFrame, b: pd.DataFrame, on: Sequence[str] = ("net",)
 ) -> pd.DataFrame:
-    """`interval` of the differences of `pair`, one row per value of `on`. Raises `DDError` if nothing pairs."""
+    """`interval` of the differences of `pair`, one row per value of `on`. Raises `DDError` if
+    nothing pairs.
+    """
     both = pair(a, b, on)
     if both.empty:
         raise DDError(f"no pairs: the two methods share no {', '.join([*on, UNIT, WITHIN])}")
@@ -85,8 +91,8 @@ def paired_difference(
 def mean_over_nets(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     """One row per set and eval seed with the mean accuracy over its nets, `net` renamed to `name`.
 
-    The mean over a fixed list of architectures is one figure per seed; its interval must not count the differences between
-    architectures as noise.
+    The mean over a fixed list of architectures is one figure per seed; its interval must not count
+    the differences between architectures as noise.
     """
     keys = [c for c in ("dataset", "ipc", "pool", "iteration", "main_prob", "split") if c in rows]
     merged = rows.groupby([*keys, UNIT, WITHIN], dropna=False, sort=False, as_index=False).agg(
@@ -96,7 +102,9 @@ def mean_over_nets(rows: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def holm(p_values: Sequence[float], level: float = 0.025) -> list[bool]:
-    """Which hypotheses are rejected, with probability `level` of any false rejection (Holm, 1979)."""
+    """Which hypotheses are rejected, with probability `level` of any false rejection (Holm,
+    1979).
+    """
     order, rejected = np.argsort(p_values), [False] * len(p_values)
     for rank, index in enumerate(order):
         if not p_values[index] <= level / (len(p_values) - rank):
@@ -106,12 +114,16 @@ def holm(p_values: Sequence[float], level: float = 0.025) -> list[bool]:
 
 
 def p_above(cell: dict, value: float = 0.0) -> float:
-    """One-sided p value of "the mean is at most `value`" for a cell of `interval`; 1 where there is no interval."""
+    """One-sided p value of "the mean is at most `value`" for a cell of `interval`; 1 where there is
+    no interval.
+    """
     return p_below(cell | {"mean": -cell["mean"]}, -value)
 
 
 def p_below(cell: dict, value: float = 0.0) -> float:
-    """One-sided p value of "the mean is at least `value`" for a cell of `interval`; 1 where there is no interval."""
+    """One-sided p value of "the mean is at least `value`" for a cell of `interval`; 1 where there
+    is no interval.
+    """
     if not cell["df"] >= 1 or np.isnan(cell["se"]):
         return 1.0
     distance = cell["mean"] - value
@@ -121,7 +133,9 @@ def p_below(cell: dict, value: float = 0.0) -> float:
 
 
 def interval_text(rows: pd.DataFrame) -> str:
-    """Mean and interval of rows as text: "87.0 [85.1, 88.2], n 3×3"; without an interval the mean and n."""
+    """Mean and interval of rows as text: "87.0 [85.1, 88.2], n 3×3"; without an interval the mean
+    and n.
+    """
     cell = interval(rows)
     bounds = f" [{cell['low']:.1f}, {cell['high']:.1f}]" if cell["df"] else ""
     return f"{cell['mean']:.1f}{bounds}, n {cell['n']}" + ", given one set" * given_one_set(cell)

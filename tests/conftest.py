@@ -69,10 +69,12 @@ ARMS = {  # how a net was trained -> protocol and settings, as a row of results 
 
 
 def study_rows(accuracies, nets=("MLP",), seeds=2, n_eval=2, **changes):
-    """A flat frame of results. `accuracies`: (pool or method, arm) -> accuracy, or a function of net, seed and eval seed.
+    """A flat frame of results. `accuracies`: (pool or method, arm) -> accuracy, or a function of
+    net, seed and eval seed.
 
-    A second seed is 1 point better and a second net 0.1, in all methods alike, so that paired differences are exact.
-    `changes`: columns of the sets or rows; `settings` (of the rows) and `set_settings` are added to.
+    A second seed is 1 point better and a second net 0.1, in all methods alike, so that paired
+    differences are exact. `changes`: columns of the sets or rows; `settings` (of the rows) and
+    `set_settings` are added to.
     """
     entries, rows = {}, []
     more = {

@@ -1,4 +1,6 @@
-"""Comparisons, verdicts and their error rates: hand-built rows with known answers, and what is said where rows are missing."""
+"""Comparisons, verdicts and their error rates: hand-built rows with known answers, and what is said
+where rows are missing.
+"""
 
 import numpy as np
 import pandas as pd
@@ -320,7 +322,9 @@ def test_the_mean_over_nets_uses_the_seeds_that_all_nets_have():
 
 @pytest.mark.parametrize("shape", [(1, 5), (3, 5)])
 def test_error_rates_of_the_rule(shape):
-    """Without an effect "supported" is rare; with one of 1 point everywhere, so is "contradicted"."""
+    """Without an effect "supported" is rare; with one of 1 point everywhere, so is
+    "contradicted".
+    """
     truths = {"none": [0.0] * 5, "one": [1.0] * 5, "three": [3.0] * 5}
     rates = simulate_verdicts(truths, [shape], [0.0], 1.2, runs=300).set_index(["truth", "rule"])
     for rule in ("every", "mean"):

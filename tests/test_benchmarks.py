@@ -1,4 +1,6 @@
-"""The benchmark: its FLOP counts, its child processes' protocol, and what is rendered from its JSON."""
+"""The benchmark: its FLOP counts, its child processes' protocol, and what is rendered from its
+JSON.
+"""
 
 import json
 import sys
@@ -22,7 +24,9 @@ MEGA = 10**6
 
 
 def convolutions():
-    """FLOP of each layer's product of ConvNet-D3-W128 on one 32x32 image: 2 x inputs x 9 x outputs x pixels, then linear."""
+    """FLOP of each layer's product of ConvNet-D3-W128 on one 32x32 image: 2 x inputs x 9 x outputs
+    x pixels, then linear.
+    """
     first, second, third = (
         2 * 9 * inputs * 128 * side**2 for inputs, side in ((3, 32), (128, 16), (128, 8))
     )
@@ -33,7 +37,8 @@ def test_flop_of_convnet_by_hand():
     first, *others = convolutions()
     counted = measures.flop_per_image("ConvNet", width=128)
     assert counted["forward"] == first + sum(others) == pytest.approx(101 * MEGA, rel=0.01)
-    # the gradient of the weights costs a forward pass again, that of the inputs too, but for the first layer's
+    # the gradient of the weights costs a forward pass again, that of the inputs too, but for the
+    # first layer's
     assert counted["train"] == 2 * first + 3 * sum(others)
     assert counted["match"] > counted["train"] + first + 4 * sum(others[:2])
 

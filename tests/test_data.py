@@ -205,7 +205,10 @@ def test_random_real_takes_ipc_different_images_of_each_class(data):
         drawn = {x.numpy().tobytes() for x in one.images[one.labels == c]}
         assert len(drawn) == 3 and drawn <= own
     assert one.id == same.id != other.id
-    assert one.config == {"ipc": 3, "method": "random_real", "pool": "", "seed": 0} and one.dataset == data.name
+    assert (
+        one.config == {"ipc": 3, "method": "random_real", "pool": "", "seed": 0}
+        and one.dataset == data.name
+    )
 
 
 @pytest.mark.parametrize("ipc", [0, 13])

@@ -1,4 +1,6 @@
-"""Evaluation: the training schedule by hand, one row per net, nothing computed twice, nothing dropped."""
+"""Evaluation: the training schedule by hand, one row per net, nothing computed twice, nothing
+dropped.
+"""
 
 from dataclasses import replace
 
@@ -66,7 +68,7 @@ def trainings(monkeypatch):
     return calls
 
 
-# The schedule ---------------------------------------------------------------------------------------------------------
+# The schedule -------------------------------------------------------------------------------------
 
 
 class OneWeight(nn.Module):
@@ -137,7 +139,9 @@ def test_drop_epoch(epochs, drop):
 
 
 def test_batches_larger_than_the_set_still_pair_images_and_labels(data):
-    """With smaller batches the loss's index must choose the labels of the very images the net saw."""
+    """With smaller batches the loss's index must choose the labels of the very images the net
+    saw.
+    """
     net, labels = nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), data.y_train
     marked = labels.view(-1, 1, 1, 1).expand(-1, 1, 28, 28).float()
     seen = []
@@ -195,7 +199,7 @@ def test_weights_that_are_not_finite_are_divergence():
     )
 
 
-# Rows -----------------------------------------------------------------------------------------------------------------
+# Rows ---------------------------------------------------------------------------------------------
 
 
 def test_one_row_per_net_with_what_is_known_of_its_set(synset, data):
@@ -238,7 +242,9 @@ def test_one_row_per_net_with_what_is_known_of_its_set(synset, data):
 
 
 def test_training_teaches(data):
-    """The brightness of the classes differs: a net trained on real images must beat chance (33 %) by far."""
+    """The brightness of the classes differs: a net trained on real images must beat chance (33 %)
+    by far.
+    """
     rows = rows_of(random_real(data, 12, 0), data, ("ConvNet",), epochs=40, width=8, lr=0.05)
     assert rows["accuracy"][0] > 75
 
@@ -377,7 +383,7 @@ def test_a_stopped_evaluation_leaves_the_rest_out(synset, data):
     assert rows["eval_seed"].tolist() == [0, 1] and len(results.frame()) == 2
 
 
-# Finished rows --------------------------------------------------------------------------------------------------------
+# Finished rows ------------------------------------------------------------------------------------
 
 
 def test_finished_rows_are_not_computed_again(tmp_path, synset, data, trainings):
@@ -458,7 +464,7 @@ def test_results_that_cannot_be_written_are_an_error_at_once(tmp_path, synset, d
         rows_of(synset, data, ("MLP",), results=Results(tmp_path / "file" / "rows"))
 
 
-# Teachers -------------------------------------------------------------------------------------------------------------
+# Teachers -----------------------------------------------------------------------------------------
 
 
 def test_a_teacher_is_trained_once_for_all_students_and_temperatures(synset, data, trainings):
@@ -472,7 +478,9 @@ def test_a_teacher_is_trained_once_for_all_students_and_temperatures(synset, dat
 
 
 def test_a_teacher_is_no_student_of_the_same_seed(synset, data):
-    """Its weights and batches come from streams of its own, else a ConvNet would learn from its own twin."""
+    """Its weights and batches come from streams of its own, else a ConvNet would learn from its own
+    twin.
+    """
     student = fresh_net("ConvNet", data, TINY, stream(0, "eval", "ConvNet"))
     loss = batch_loss(PROTOCOLS["ce"], synset.labels, None, TINY)
     train_net(student, synset.images, loss, TINY, stream(0, "batches", "ConvNet"))
@@ -527,7 +535,7 @@ def test_kd_with_alpha_0_trains_as_plain_ce(synset, data):
     )
 
 
-# Divergence and refusals ----------------------------------------------------------------------------------------------
+# Divergence and refusals --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", ["ce", "kd", "authors-2023"])

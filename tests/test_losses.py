@@ -59,7 +59,9 @@ def test_alpha_0_is_plain_ce():
 
 
 def test_kl_goes_from_teacher_to_student():
-    """The teacher is sure of class 0: KL(teacher || student) = log(1 / 0.5), the reverse is 30 - log(2)."""
+    """The teacher is sure of class 0: KL(teacher || student) = log(1 / 0.5), the reverse is 30 -
+    log(2).
+    """
     student, teacher = (
         torch.zeros(1, 2, dtype=torch.float64),
         torch.tensor([[30.0, -30.0]], dtype=torch.float64),

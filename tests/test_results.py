@@ -1,4 +1,6 @@
-"""Results: two tables, the same after a trip through files, several writers, and nothing else read as one."""
+"""Results: two tables, the same after a trip through files, several writers, and nothing else read
+as one.
+"""
 
 import json
 import os
@@ -30,7 +32,8 @@ def row(**changes):
     return about | changes
 
 
-# Fingerprints and revisions that look like numbers, a diverged net, accuracies with no short decimal form, KD settings.
+# Fingerprints and revisions that look like numbers, a diverged net, accuracies with no short
+# decimal form, KD settings.
 SETTINGS = canonical({"teacher": "ConvNet", "tau": 1.5, "alpha": 0.5, "epochs": 61})
 EXAMPLES = [
     row(),

@@ -75,7 +75,8 @@ SHAPES = [(1, 5), (1, 10), (1, 20), (2, 2), (2, 5), (3, 1), (3, 10), (5, 2), (5,
 
 @pytest.mark.parametrize(("sets", "nets"), SHAPES)
 def test_intervals_cover(sets, nets):
-    """95% intervals hold the true mean in 93 to 97% of simulated experiments: sets differ by 1.0, nets on one set by 1.5.
+    """95% intervals hold the true mean in 93 to 97% of simulated experiments: sets differ by 1.0,
+    nets on one set by 1.5.
 
     With one set the truth is what nets on this set reach.
     """

@@ -1,4 +1,6 @@
-"""Tables 4 and 5: which rows belong to which line, and how they stand beside the published figures."""
+"""Tables 4 and 5: which rows belong to which line, and how they stand beside the published
+figures.
+"""
 
 import pandas as pd
 import pytest

@@ -1,7 +1,9 @@
-"""The audit: comparisons as data, a paired difference for each, and one rule that turns those of a claim into a verdict.
+"""The audit: comparisons as data, a paired difference for each, and one rule that turns those of a
+claim into a verdict.
 
-Every effect is a difference in test accuracy (percent points) with its 95% interval, paired by set and eval seed
-(`stats.paired_difference`). Claims are judged per ipc, so that a verdict never speaks for what was not measured.
+Every effect is a difference in test accuracy (percent points) with its 95% interval, paired by set
+and eval seed (`stats.paired_difference`). Claims are judged per ipc, so that a verdict never speaks
+for what was not measured.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,21 +29,23 @@ GAIN, LOSS, SMALL = "gain", "loss", "below 1 point"
 NO_CELL = {name: float("nan") for name in ("mean", "low", "high", "se")}
 NO_CELL |= {"df": 0, "sets": 0, "n": "", "diverged": 0}
 RULE = """\
-A verdict is for one ipc. Effects are paired differences in points of test accuracy; one that matters is at least 1 point.
-*Every*: supported if all cells are measured and each interval lies above 0; contradicted if in some cell a gain of 1 point is
-ruled out (one-sided 2.5%, Holm over the cells); else undecided. *Mean* over the nets, each counting alike: supported if all
-cells are measured, the mean's interval lies above 0, it is at least 1 point, and no cell loses (Holm); contradicted if a mean
-of 1 point is ruled out and no cell gains 1 point (Holm); mixed if cells gain and others lose, or cells gain although the mean
-does not, or the mean gains although a cell loses; else undecided. *Given one set*: the intervals cover fresh nets on these very
-images, and the verdict is about them, not about the method."""
+A verdict is for one ipc. Effects are paired differences in points of test accuracy; one that
+matters is at least 1 point. *Every*: supported if all cells are measured and each interval lies
+above 0; contradicted if in some cell a gain of 1 point is ruled out (one-sided 2.5%, Holm over the
+cells); else undecided. *Mean* over the nets, each counting alike: supported if all cells are
+measured, the mean's interval lies above 0, it is at least 1 point, and no cell loses (Holm);
+contradicted if a mean of 1 point is ruled out and no cell gains 1 point (Holm); mixed if cells gain
+and others lose, or cells gain although the mean does not, or the mean gains although a cell loses;
+else undecided. *Given one set*: the intervals cover fresh nets on these very images, and the
+verdict is about them, not about the method."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Accuracy of nets on images `a[0]` trained as `a[1]`, minus that of `b`; see `selection.arms`.
 
-    `printed`: the two methods of Table 4 whose difference stands beside it. `best`: not the gains themselves, but the gain on
-    that net minus the gain on each other.
+    `printed`: the two methods of Table 4 whose difference stands beside it. `best`: not the gains
+    themselves, but the gain on that net minus the gain on each other.
     """
 
     name: str
@@ -53,7 +57,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim with its comparisons; `rule` "every" or "mean" (`RULE`); `with_convnet`: whether the main model counts."""
+    """A claim with its comparisons; `rule` "every" or "mean" (`RULE`); `with_convnet`: whether the
+    main model counts.
+    """
 
     text: str
     rule: str
@@ -66,7 +72,9 @@ SETS = {"baseline": ("KD", "baseline"), "model pool": ("model pool + KD", "model
 
 
 def on_both(name: str, a: str, b: str) -> tuple[Comparison, ...]:
-    """Arm `a` minus arm `b` on the baseline's and on the pool's sets, beside what the paper prints as the gain of KD."""
+    """Arm `a` minus arm `b` on the baseline's and on the pool's sets, beside what the paper prints
+    as the gain of KD.
+    """
     return tuple(
         Comparison(f"{name}, {images} sets", (images, a), (images, b), printed)
         for images, printed in SETS.items()
@@ -143,7 +151,9 @@ class Scope:
 
 
 def pick(tested: pd.DataFrame, images: str, arm: str, ipc: int, iteration: int) -> pd.DataFrame:
-    """Rows of images trained in an arm at one ipc and iteration; random real images have no iteration."""
+    """Rows of images trained in an arm at one ipc and iteration; random real images have no
+    iteration.
+    """
     at = tested["iteration"] == (0 if images in WITHOUT_ITERATION else iteration)
     return tested[
         (tested["images"] == images) & (tested["arm"] == arm) & (tested["ipc"] == ipc) & at
@@ -180,7 +190,9 @@ def best_iteration(tested: pd.DataFrame, comparison: Comparison, ipc: int, scope
 
 
 def outcome(cell: dict) -> str:
-    """What one interval says: a gain, a loss, a gain of `MARGIN` ruled out, or undecided; `MISSING` without rows."""
+    """What one interval says: a gain, a loss, a gain of `MARGIN` ruled out, or undecided; `MISSING`
+    without rows.
+    """
     if not cell["n"]:
         return MISSING
     if cell["df"] and cell["low"] > 0:
@@ -215,7 +227,9 @@ def verdict(cells: Sequence[dict], mean: dict, rule: str) -> str:
 
 
 def mean_of(rows: Sequence[pd.DataFrame], nets: Iterable[str]) -> dict:
-    """`stats.interval` of the mean over cells, each counting alike, from the seeds that all of them have; `NO_CELL` if none."""
+    """`stats.interval` of the mean over cells, each counting alike, from the seeds that all of them
+    have; `NO_CELL` if none.
+    """
     joined = pd.concat([r.assign(cell=i) for i, r in enumerate(rows)] or [pd.DataFrame()])
     joined = joined[joined["net"].isin(list(nets))]
     by_seed = joined.groupby([UNIT, WITHIN]).agg(
@@ -226,7 +240,9 @@ def mean_of(rows: Sequence[pd.DataFrame], nets: Iterable[str]) -> dict:
 
 
 def claim_cells(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
-    """The comparisons behind the claims: claim, ipc, comparison, net ("mean" last), iteration, the interval, outcome."""
+    """The comparisons behind the claims: claim, ipc, comparison, net ("mean" last), iteration, the
+    interval, outcome.
+    """
     tested, lines = arms(rows), []
     for ipc in scope.ipcs:
         for number, claim in CLAIMS.items():
@@ -252,7 +268,9 @@ def claim_cells(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
 
 
 def claims(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
-    """A line per claim and ipc: number, claim, ipc, verdict, measured ("5 of 6"), evidence (one sentence), n."""
+    """A line per claim and ipc: number, claim, ipc, verdict, measured ("5 of 6"), evidence (one
+    sentence), n.
+    """
     cells, lines = claim_cells(rows, scope), []
     for (number, ipc), group in cells.groupby(["claim", "ipc"], sort=False):
         claim = CLAIMS[number]
@@ -305,8 +323,10 @@ def signed(value: float) -> str:
 
 
 def audit(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
-    """A line per point (`QUESTIONS`), comparison, net and ipc: the interval, outcome, the printed difference and whether it
-    agrees ("yes", "no"; at the paper's scale only), n and diverged nets."""
+    """A line per point (`QUESTIONS`), comparison, net and ipc: the interval, outcome, the printed
+    difference and whether it agrees ("yes", "no"; at the paper's scale only), n and diverged
+    nets.
+    """
     tested, lines = arms(rows), []
     table4 = read_published(4) if set(rows["dataset"]) == {"cifar10"} else None
     for ipc in scope.ipcs:
@@ -360,7 +380,9 @@ def point_lines(
 
 
 def agrees(cell: dict, printed: float, noise: float) -> str:
-    """Whether an interval, widened by the noise of the printed figure, holds it: "yes", "no", or "" where either is missing."""
+    """Whether an interval, widened by the noise of the printed figure, holds it: "yes", "no", or ""
+    where either is missing.
+    """
     if np.isnan(printed) or not cell["df"]:
         return ""
     half = np.hypot(cell["high"] - cell["mean"], noise)
@@ -373,10 +395,12 @@ def is_full_scale(rows: pd.DataFrame) -> bool:
 
 
 def compatible(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
-    """Which ways of training agree with each figure of Table 4: a line per printed method, net and arm, at the paper's scale.
+    """Which ways of training agree with each figure of Table 4: a line per printed method, net and
+    arm, at the paper's scale.
 
-    Columns: ipc, iteration, printed (method), net, published, arm, mean, low, high (our interval widened by the noise of the
-    printed mean), n, agrees. Our images are not the authors': sets of one method differ, which no interval here covers.
+    Columns: ipc, iteration, printed (method), net, published, arm, mean, low, high (our interval
+    widened by the noise of the printed mean), n, agrees. Our images are not the authors': sets of
+    one method differ, which no interval here covers.
     """
     tested, table4, lines = arms(rows), read_published(4), []
     if not is_full_scale(rows) or set(rows["dataset"]) != {"cifar10"}:
@@ -414,7 +438,8 @@ def compatible(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
 
 
 def tau_on_test(rows: pd.DataFrame, images: str, ipc: int, iteration: int) -> pd.DataFrame:
-    """KD at the temperature best on test images − at the one chosen on validation images, both on test images.
+    """KD at the temperature best on test images − at the one chosen on validation images, both on
+    test images.
 
     Only nets with a sweep on both splits, and only seeds that have every candidate.
     """
@@ -476,10 +501,12 @@ def simulate_verdicts(
     sd_nets: float,
     runs: int = 1000,
 ) -> pd.DataFrame:
-    """How often each verdict comes out: a line per rule, truth (name -> true effect per net), shape and spread of the sets.
+    """How often each verdict comes out: a line per rule, truth (name -> true effect per net), shape
+    and spread of the sets.
 
-    `shapes`: (sets, nets on each). `sd_nets`, `spreads`: standard deviations (points) of the paired difference between nets of
-    one set and between sets; a spread of 0 is the question that "given one set" asks.
+    `shapes`: (sets, nets on each). `sd_nets`, `spreads`: standard deviations (points) of the paired
+    difference between nets of one set and between sets; a spread of 0 is the question that "given
+    one set" asks.
     """
     generator, lines = np.random.default_rng(0), []
     for (truth, effects), (sets, nets), spread in product(truths.items(), shapes, spreads):
@@ -507,7 +534,8 @@ def simulated_cell(values: np.ndarray) -> dict:
 def error_rates(runs: int = 1000) -> pd.DataFrame:
     """`simulate_verdicts` under no effect, equal ones, and what Table 4 prints for the pool.
 
-    Nets of one set differ by 1.2 points, about the mean of the spreads stored with the released sets.
+    Nets of one set differ by 1.2 points, about the mean of the spreads stored with the released
+    sets.
     """
     table, others = read_published(4), [net for net in NETS if net != "ConvNet"]
     truths = {

@@ -13,7 +13,9 @@ NETS_PUBLISHED = 10  # nets behind each published mean, on one set
 
 @cache
 def plain_ce() -> pd.DataFrame:
-    """The plain-CE accuracies stored with the released sets: ipc, iteration, method, net, mean, std, n (nets on one set)."""
+    """The plain-CE accuracies stored with the released sets: ipc, iteration, method, net, mean,
+    std, n (nets on one set).
+    """
     return pd.read_csv(REFERENCE / "plain_ce.csv")
 
 
@@ -26,7 +28,9 @@ def printed_accuracy(table: pd.DataFrame, ipc: int, iteration: int, method: str,
 
 
 def printed_noise(net: str, ipc: int, means: int = 2) -> float:
-    """Half of the 95% interval of a sum or difference of so many published means, from the stored spread of nets (points)."""
+    """Half of the 95% interval of a sum or difference of so many published means, from the stored
+    spread of nets (points).
+    """
     stored = plain_ce()
     spread = stored[(stored["net"] == net) & (stored["ipc"] == ipc)]["std"]
     if spread.empty:
@@ -36,7 +40,8 @@ def printed_noise(net: str, ipc: int, means: int = 2) -> float:
 
 
 def stored_pool_effect() -> pd.DataFrame:
-    """Model pool − baseline on the authors' own sets, plain CE: ipc, net, effect, low, high (Welch's t), n.
+    """Model pool − baseline on the authors' own sets, plain CE: ipc, net, effect, low, high
+    (Welch's t), n.
 
     Given those sets: one of each.
     """
@@ -55,10 +60,12 @@ def stored_pool_effect() -> pd.DataFrame:
 
 
 def stored_against_printed() -> pd.DataFrame:
-    """The stored plain-CE accuracies beside Table 4's rows without and with KD, for each net of the released sets.
+    """The stored plain-CE accuracies beside Table 4's rows without and with KD, for each net of the
+    released sets.
 
-    Columns: ipc, images, net, stored, half (of its 95% interval), printed without KD, printed with KD, and which of the two
-    lies within that half ("without", "with", "both", "neither"). If the rows "KD" were plain CE, "with" is expected.
+    Columns: ipc, images, net, stored, half (of its 95% interval), printed without KD, printed with
+    KD, and which of the two lies within that half ("without", "with", "both", "neither"). If the
+    rows "KD" were plain CE, "with" is expected.
     """
     table, lines = read_published(4), []
     with_kd = {"baseline": "KD", "model pool": "model pool + KD"}
@@ -89,7 +96,8 @@ def stored_against_printed() -> pd.DataFrame:
 
 
 def published_changes() -> pd.DataFrame:
-    """Mean |change| (points) between successive iterations of Table 4, rows with KD and rows without, per ipc and net.
+    """Mean |change| (points) between successive iterations of Table 4, rows with KD and rows
+    without, per ipc and net.
 
     If the KD sweep always loaded the set of iteration 1000, the rows with KD change less.
     """

@@ -1,4 +1,6 @@
-"""README's numbers: every table and sentence with a number in it is written by file, between markers."""
+"""README's numbers: every table and sentence with a number in it is written by file, between
+markers.
+"""
 
 import pandas as pd
 
@@ -44,7 +46,9 @@ def claims_by_ipc(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreement_table(found: pd.DataFrame) -> pd.DataFrame:
-    """A line per printed row of Table 4, a column per way of training: with how many nets it agrees, and with which not."""
+    """A line per printed row of Table 4, a column per way of training: with how many nets it
+    agrees, and with which not.
+    """
     lines = []
     for (ipc, printed), group in found.groupby(["ipc", "printed"], sort=False):
         line = {"ipc": ipc, "printed row": printed}
@@ -57,7 +61,9 @@ def agreement_table(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def half_ce_sentences(rows: pd.DataFrame, scope: Scope, net: str = "ResNet18") -> str:
-    """What a net reaches on the same images with a whole and half a cross-entropy, beside what Table 4 prints for it."""
+    """What a net reaches on the same images with a whole and half a cross-entropy, beside what
+    Table 4 prints for it.
+    """
     tested, table4, texts = arms(rows), read_published(4), []
     ipc, iteration = scope.ipcs[0], scope.iterations[0]
     for images, (with_kd, without) in SETS.items():
@@ -66,14 +72,18 @@ def half_ce_sentences(rows: pd.DataFrame, scope: Scope, net: str = "ResNet18") -
         printed = [printed_accuracy(table4, ipc, iteration, m, net) for m in (without, with_kd)]
         if {"CE", "½ CE"} <= set(means.index):
             texts.append(
-                f"on {images} images {means['½ CE']:.1f}% with half a cross-entropy and {means['CE']:.1f}% with a whole one, "
-                f"both without a teacher (Table 4 prints {printed[0]:.1f}% without KD and {printed[1]:.1f}% with it)"
+                f"on {images} images {means['½ CE']:.1f}% with half a cross-entropy and "
+                f"{means['CE']:.1f}% with a whole one, "
+                f"both without a teacher (Table 4 prints {printed[0]:.1f}% without KD and "
+                f"{printed[1]:.1f}% with it)"
             )
     return f"{net} reaches, at ipc {ipc}, {'; '.join(texts)}.\n" if texts else "Not measured yet.\n"
 
 
 def choice_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """What was chosen on validation images, temperatures and learning rates, with the candidates and whether at their edge."""
+    """What was chosen on validation images, temperatures and learning rates, with the candidates
+    and whether at their edge.
+    """
     known = comparable(rows)
     parts = [choices(known, "kd", "tau"), choices(known, "ce", "lr")]
     found = pd.concat(parts, ignore_index=True)

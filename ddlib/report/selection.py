@@ -1,14 +1,15 @@
 """Which rows a comparison may use, and what readers call them.
 
-A row belongs to one kind of images (`IMAGES`: what the net was trained on) and to an arm (`ARMS`: how it was trained). Tables,
-claims and figures all speak of images and arms.
+A row belongs to one kind of images (`IMAGES`: what the net was trained on) and to an arm (`ARMS`:
+how it was trained). Tables, claims and figures all speak of images and arms.
 """
 
 import pandas as pd
 
 from ..config import DistillConfig, EvalConfig
 
-# (method, pool) -> what readers see. Of the pools only those as the paper prints them; see `images_of`.
+# (method, pool) -> what readers see. Of the pools only those as the paper prints them; see
+# `images_of`.
 IMAGES = {
     ("random_real", ""): "random real images",
     ("dc", "main"): "baseline",
@@ -24,12 +25,14 @@ SETTING = ["epochs", "batch", "momentum", "weight_decay", "precision"]
 
 
 def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """Rows on `split` with the columns `images` and `arm`; the same net stands in two arms if it belongs to both.
+    """Rows on `split` with the columns `images` and `arm`; the same net stands in two arms if it
+    belongs to both.
 
-    `CE`: plain cross-entropy at the default learning rate. `CE, lr chosen` and `KD`: learning rate and temperature at which
-    the validation images do best (`choices`). `½ CE`, `released KD`: the released code's losses without and with a teacher,
-    the latter at its default temperature. Of rows that another version of the evaluator gave, or other settings, only the
-    newest version and the most frequent settings of each net are kept, so that what is compared agrees in them.
+    `CE`: plain cross-entropy at the default learning rate. `CE, lr chosen` and `KD`: learning rate
+    and temperature at which the validation images do best (`choices`). `½ CE`, `released KD`: the
+    released code's losses without and with a teacher, the latter at its default temperature. Of
+    rows that another version of the evaluator gave, or other settings, only the newest version and
+    the most frequent settings of each net are kept, so that what is compared agrees in them.
     """
     rows = comparable(rows)
     rows = rows.assign(images=images_of(rows))
@@ -54,7 +57,9 @@ def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
 
 
 def images_of(rows: pd.DataFrame) -> pd.Series:
-    """What readers call the images of each row; empty for pools that the paper's tables do not have (other probabilities)."""
+    """What readers call the images of each row; empty for pools that the paper's tables do not have
+    (other probabilities).
+    """
     mixed = rows["pool"].isin(["main_plus_others", "main_plus_similar"])
     usual = ~mixed | (rows["main_prob"] == DistillConfig().main_prob)
     depth = rows["similar_depth"].astype(float)
@@ -68,10 +73,12 @@ def images_of(rows: pd.DataFrame) -> pd.Series:
 
 
 def choices(rows: pd.DataFrame, protocol: str, setting: str, split: str = "val") -> pd.DataFrame:
-    """What was chosen on validation images: a line per `CELL` with chosen, candidates (text), at_edge, n (nets a candidate).
+    """What was chosen on validation images: a line per `CELL` with chosen, candidates (text),
+    at_edge, n (nets a candidate).
 
-    Chosen is the value with the best mean accuracy on `split`; ties go to the smallest. Test images are looked at only with
-    split "test". A cell with fewer than two candidates is left out: nothing was chosen there.
+    Chosen is the value with the best mean accuracy on `split`; ties go to the smallest. Test images
+    are looked at only with split "test". A cell with fewer than two candidates is left out: nothing
+    was chosen there.
     """
     sweep = rows[(rows["protocol"] == protocol) & (rows["split"] == split)]
     lines = []
@@ -92,7 +99,9 @@ def choices(rows: pd.DataFrame, protocol: str, setting: str, split: str = "val")
 
 
 def is_chosen(rows: pd.DataFrame, chosen: pd.DataFrame, setting: str) -> pd.Series:
-    """Whether each row has the chosen value of a setting; where none was chosen, a temperature must be the default one."""
+    """Whether each row has the chosen value of a setting; where none was chosen, a temperature must
+    be the default one.
+    """
     values = chosen.set_index(CELL)["chosen"].to_dict()
     fallback = EvalConfig().tau if setting == "tau" else float("nan")
     needed = [values.get(cell, fallback) for cell in rows[CELL].itertuples(index=False, name=None)]
@@ -100,9 +109,11 @@ def is_chosen(rows: pd.DataFrame, chosen: pd.DataFrame, setting: str) -> pd.Seri
 
 
 def comparable(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the newest evaluation version; of each net the most frequent settings; of each distillation one set.
+    """Rows of the newest evaluation version; of each net the most frequent settings; of each
+    distillation one set.
 
-    A distillation may have been run on two machines, or evaluated at two precisions; what is compared must agree in them.
+    A distillation may have been run on two machines, or evaluated at two precisions; what is
+    compared must agree in them.
     """
     if rows.empty:
         return rows
@@ -115,7 +126,9 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def keep_most_frequent(rows: pd.DataFrame, by: list[str], choice: list[str]) -> pd.DataFrame:
-    """Of each group of `by`, the rows of that `choice` which has most of them; ties go to the one seen first."""
+    """Of each group of `by`, the rows of that `choice` which has most of them; ties go to the one
+    seen first.
+    """
     rows = rows.reset_index(drop=True)
     size = rows.groupby([*by, *choice], dropna=False, sort=False)["accuracy"].transform("size")
     kind = rows.groupby(choice, dropna=False, sort=False).ngroup()

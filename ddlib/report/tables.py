@@ -1,4 +1,6 @@
-"""The paper's Tables 4 and 5 from rows of results, beside the published figures: as data, Markdown and LaTeX."""
+"""The paper's Tables 4 and 5 from rows of results, beside the published figures: as data, Markdown
+and LaTeX.
+"""
 
 from collections.abc import Iterable
 
@@ -41,10 +43,12 @@ WITHOUT_ITERATION = ("random real images", "full data")
 
 
 def table(rows: pd.DataFrame, number: int, iterations: Iterable[int] | None = None) -> pd.DataFrame:
-    """Table 4 or 5 as a long `DataFrame`: a line per cell with its interval (`stats.interval`) and the published figure.
+    """Table 4 or 5 as a long `DataFrame`: a line per cell with its interval (`stats.interval`) and
+    the published figure.
 
-    `iterations`: those to show (default: all that have rows). Published figures stand beside CIFAR-10 only, at the same ipc and
-    the paper's nearest iteration. Images and arms that the paper does not have (a user's methods) follow in Table 4.
+    `iterations`: those to show (default: all that have rows). Published figures stand beside
+    CIFAR-10 only, at the same ipc and the paper's nearest iteration. Images and arms that the paper
+    does not have (a user's methods) follow in Table 4.
     """
     tested = arms(rows)
     without = tested["images"].isin(WITHOUT_ITERATION)
@@ -79,7 +83,9 @@ def table(rows: pd.DataFrame, number: int, iterations: Iterable[int] | None = No
 
 
 def table_lines(tested: pd.DataFrame, number: int) -> list[tuple[str, str, str | None]]:
-    """The lines of a table: the paper's, and in Table 4 those of images and arms that are in neither of its tables."""
+    """The lines of a table: the paper's, and in Table 4 those of images and arms that are in
+    neither of its tables.
+    """
     known = {line[:2] for lines in LINES.values() for line in lines}
     pairs = dict.fromkeys(zip(tested["images"], tested["arm"], strict=True)) if number == 4 else {}
     return [*LINES[number], *((*pair, None) for pair in pairs if pair not in known)]
@@ -88,7 +94,9 @@ def table_lines(tested: pd.DataFrame, number: int) -> list[tuple[str, str, str |
 def nearest_published(
     published: pd.DataFrame | None, cell: tuple, method: str | None
 ) -> tuple[float, float]:
-    """The published figure beside a cell and its iteration, the paper's nearest; NaN where it prints none."""
+    """The published figure beside a cell and its iteration, the paper's nearest; NaN where it
+    prints none.
+    """
     if published is None or method is None or cell.net not in published:
         return float("nan"), float("nan")
     match = published[(published["ipc"] == cell.ipc) & (published["method"] == method)]
@@ -99,7 +107,9 @@ def nearest_published(
 
 
 def read_published(number: int) -> pd.DataFrame:
-    """A published table (facts, copied into paper/reference): ipc, iteration, method and a column per net, in percent."""
+    """A published table (facts, copied into paper/reference): ipc, iteration, method and a column
+    per net, in percent.
+    """
     return pd.read_csv(REFERENCE / f"table{number}.csv").rename(columns={"pool": "method"})
 
 
@@ -110,10 +120,12 @@ def in_order(nets: Iterable[str]) -> list[str]:
 
 
 def wide(cells: pd.DataFrame) -> pd.DataFrame:
-    """The paper's layout: a line per ipc, iteration, images and arm, a column per net, cells "27.9 ± 0.8".
+    """The paper's layout: a line per ipc, iteration, images and arm, a column per net, cells "27.9
+    ± 0.8".
 
-    ± is half of the 95% interval; † marks an interval that is given one set, * a cell with diverged nets. A cell with another n
-    than most of its line says so. A line "published" follows where there is one.
+    ± is half of the 95% interval; † marks an interval that is given one set, * a cell with diverged
+    nets. A cell with another n than most of its line says so. A line "published" follows where
+    there is one.
     """
     nets, lines = in_order(cells["net"]), []
     for (ipc, iteration, images, arm), group in cells.groupby(CELL[:4], sort=False):
@@ -181,14 +193,17 @@ def latex_text(text: str) -> str:
 
 
 def caption(cells: pd.DataFrame, rows: pd.DataFrame, profile: Profile, number: int) -> str:
-    """What a reader must know beside a table: data, scale, n, what the intervals cover, versions, hardware, time."""
+    """What a reader must know beside a table: data, scale, n, what the intervals cover, versions,
+    hardware, time.
+    """
     what = {4: "with and without model pool and KD", 5: "by model pool, plain cross-entropy"}
     part = "full width" if profile.width_factor == 1 else f"{profile.width_factor:g} of their width"
     rows = comparable(rows)
     versions = ", ".join(str(version) for version in sorted(rows["evaluation"].unique()))
     machines = "; ".join(sorted(rows["machine"].str.replace("; ", ", ").unique()))
     parts = [
-        f"**Table {number}.** Test accuracy (%) {what[number]}; {rows['dataset'].iloc[0]}, profile `{profile.name}`.",
+        f"**Table {number}.** Test accuracy (%) {what[number]}; {rows['dataset'].iloc[0]},",
+        f"profile `{profile.name}`.",
         "Mean ± half of the 95% interval (Student's t); n = sets × nets on each.",
         "† given one set: the interval covers fresh nets on that very set, not the method."
         * bool((cells["sets"] == 1).any()),
@@ -198,7 +213,8 @@ def caption(cells: pd.DataFrame, rows: pd.DataFrame, profile: Profile, number: i
         f"ConvNet width {profile.width}; AlexNet, VGG11, ResNet18 at {part};",
         f"{profile.batch_real} real images a class and step; {profile.epochs} epochs.",
         published_note(cells, profile),
-        f"Evaluation version {versions}; {trained_nets(rows)} trained nets in all, {rows['seconds'].sum() / 60:.0f} minutes,",
+        f"Evaluation version {versions}; {trained_nets(rows)} trained nets in all,",
+        f"{rows['seconds'].sum() / 60:.0f} minutes,",
         f"on {machines}.",
     ]
     return " ".join(part for part in parts if part)
