@@ -14,6 +14,7 @@ from .datasets import DATASETS, register_dataset
 from .distill import distill
 from .errors import DDError
 from .evaluate import evaluate
+from .losses import Protocol
 from .methods import METHODS, Images, Objective, Pixels, register_method
 from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net, register_net
 from .pool import Member, ModelPool
@@ -39,6 +40,7 @@ __all__ = [
     "ModelPool",
     "Objective",
     "Pixels",
+    "Protocol",
     "ResNet18",
     "Results",
     "SyntheticSet",

@@ -6,33 +6,66 @@ import pandas as pd
 
 from ..results import read_results
 from ..store import ROOT, write_atomic
-from ..study.profiles import PROFILES
-from .audit import SETS, Scope, claims, compatible
+from ..study.profiles import PROFILES, Profile
+from .audit import RULE, SETS, Scope, audit, claim_cells, claims, compatible
 from .published import printed_accuracy
 from .selection import arms, choices, comparable
-from .tables import NETS, in_order, read_published, to_markdown
+from .tables import NETS, caption, in_order, read_published, table, to_latex, to_markdown, wide
+
+TABLES = ROOT / "paper" / "tables"
 
 
-def update_readme(profile: str = "paper") -> None:
-    """Write the parts of README.md that come from rows between their markers."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for name, content in readme_parts(profile).items():
-        head, _, rest = text.partition(f"<!-- {name} -->\n")
-        tail = rest.partition(f"<!-- end {name} -->")[2]
-        text = f"{head}<!-- {name} -->\n{content}<!-- end {name} -->{tail}"
-    write_atomic(readme, text)
+def scope_of(profile: Profile) -> Scope:
+    """What a profile is to measure."""
+    return Scope(profile.ipcs, profile.reported, profile.nets)
 
 
-def readme_parts(profile: str) -> dict[str, str]:
-    """Marker -> Markdown, from the committed rows of a profile."""
-    rows = read_results(ROOT / "paper" / "results" / profile)
-    setting = PROFILES[profile]
-    scope = Scope(setting.ipcs, setting.reported, setting.nets)
+def study_files(rows: pd.DataFrame, profile: Profile) -> dict[str, str]:
+    """File name -> content of all that is written of a study in paper/tables, `NAME-` before each."""
+    scope, files = scope_of(profile), {}
+    for number in (4, 5):
+        cells = table(rows, number, profile.reported)
+        text, layout = caption(cells, rows, profile, number), wide(cells)
+        files[f"table{number}.csv"] = to_csv(cells)
+        files[f"table{number}.md"] = f"{text}\n\n{to_markdown(layout)}"
+        files[f"table{number}.tex"] = to_latex(layout, text)
+    tidy = {
+        "audit": audit(rows, scope),
+        "claims": claims(rows, scope),
+        "claim-cells": claim_cells(rows, scope),
+        "compatible": compatible(rows, scope),
+        "choices": choice_table(rows),
+    }
+    return files | {f"{name}.csv": to_csv(frame) for name, frame in tidy.items()}
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """A table as CSV text, four decimals."""
+    return frame.to_csv(index=False, float_format="%.4f")
+
+
+def update_docs(profile: str = "paper") -> None:
+    """Write the parts of README.md and docs/method.md that come from files between their markers."""
+    for path in (ROOT / "README.md", ROOT / "docs" / "method.md"):
+        text = path.read_text()
+        for name, content in docs_parts(profile).items():
+            head, marker, rest = text.partition(f"<!-- {name} -->\n")
+            if marker:
+                tail = rest.partition(f"<!-- end {name} -->")[2]
+                text = f"{head}{marker}{content}<!-- end {name} -->{tail}"
+        write_atomic(path, text)
+
+
+def docs_parts(profile: str) -> dict[str, str]:
+    """Marker -> Markdown, from the committed rows of a profile and the simulated error rates."""
+    rows, scope = read_results(ROOT / "paper" / "results" / profile), scope_of(PROFILES[profile])
+    rates = pd.read_csv(TABLES / "verdict-rates.csv").round(2)
     return {
         "claims": to_markdown(claims_by_ipc(claims(rows, scope))),
         "agreement": to_markdown(agreement_table(compatible(rows, scope))),
         "half a cross-entropy": half_ce_sentences(rows, scope),
+        "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
+        "error rates": to_markdown(rates),
     }
 
 
