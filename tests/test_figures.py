@@ -53,6 +53,17 @@ def test_logs_are_drawn_and_counted():
     assert "n = 2 sets" in title_of(figure)
 
 
+def test_names_share_no_colour_and_leave_out_what_all_share():
+    names = ["MyMethod", "baseline", "x", "model pool", "y", "random real images", "z", "w"]
+    assert len(set(figures.palette(names).values())) == len(names)
+    assert figures.palette(["x", "baseline"])["baseline"] == figures.COLOURS["baseline"]
+    assert set(figures.line_names(rows_of({BASELINE: 20.0, POOL: 21.0}))) == {
+        "baseline",
+        "model pool",
+    }
+    assert set(figures.line_names(rows_of({BASELINE: 20.0, ("main", "KD"): 21.0}))) == {"CE", "KD"}
+
+
 def test_bars_are_means_of_images_and_arms_and_diverged_nets_are_counted():
     good, bad = rows_of({BASELINE: 20.0}), rows_of({POOL: 30.0}, diverged=True)
     kd = rows_of({("main", "KD"): 25.0})
@@ -114,11 +125,13 @@ def test_heat_map_colours_compare_within_a_net():
 def test_differences_stand_at_their_means_filled_where_clear():
     pool, baseline = rows_of({POOL: 22.0}), rows_of({BASELINE: lambda net, d, e: 20.0 + d + e / 10})
     noisy = rows_of({POOL: lambda net, d, e: 20.0 + 30 * d})
-    pairs = {"a": paired_difference(pool, baseline), "b": paired_difference(noisy, baseline)}
+    sides = {"a": (pool, baseline), "b": (noisy, baseline), "c": (baseline, pool)}
+    pairs = {name: paired_difference(*side) for name, side in sides.items()}
     figure = figures.difference_plot(pairs, "title")
-    clear, unclear = ({c.get_label(): c for c in axis.collections} for axis in figure.axes)
+    clear, unclear, loss = ({c.get_label(): c for c in axis.collections} for axis in figure.axes)
     filled, hollow = "interval excludes 0", "it does not, or there is none"
     assert clear[filled].get_offsets()[:, 0].tolist() == pytest.approx([2.0] * 3)
+    assert loss[filled].get_offsets()[:, 0].tolist() == pytest.approx([-2.0] * 3)
     assert len(unclear[filled].get_offsets()) == 0 and len(unclear[hollow].get_offsets()) == 3
     assert labels_of(figure) == [filled, hollow]
     assert "cut at the frame" in title_of(figure) and figure.axes[0].get_xlim()[1] < 60
