@@ -267,11 +267,11 @@ def claim_cells(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
     return pd.DataFrame(lines).drop(columns="seconds", errors="ignore")
 
 
-def claims(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
-    """A line per claim and ipc: number, claim, ipc, verdict, measured ("5 of 6"), evidence (one
+def claims(cells: pd.DataFrame) -> pd.DataFrame:
+    """A line per claim and ipc of `claim_cells`: number, claim, ipc, verdict, measured ("5 of 6"), evidence (one
     sentence), n.
     """
-    cells, lines = claim_cells(rows, scope), []
+    lines = []
     for (number, ipc), group in cells.groupby(["claim", "ipc"], sort=False):
         claim = CLAIMS[number]
         own = group[group["net"] != "mean"].to_dict("records")
@@ -394,6 +394,12 @@ def is_full_scale(rows: pd.DataFrame) -> bool:
     return bool((rows["width"] >= 128).all() and (rows["width_factor"] >= 1).all())
 
 
+COMPATIBLE = (
+    *("ipc", "iteration", "printed", "net", "published", "arm", "mean", "low", "high", "n"),
+    "agrees",
+)
+
+
 def compatible(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
     """Which ways of training agree with each figure of Table 4: a line per printed method, net and
     arm, at the paper's scale.
@@ -404,7 +410,7 @@ def compatible(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
     """
     tested, table4, lines = arms(rows), read_published(4), []
     if not is_full_scale(rows) or set(rows["dataset"]) != {"cifar10"}:
-        return pd.DataFrame(columns=["ipc", "printed", "net", "published", "arm", "mean", "agrees"])
+        return pd.DataFrame(columns=list(COMPATIBLE))
     for ipc, (images, methods), arm in product(
         scope.ipcs, SETS.items(), ("CE", "½ CE", "KD", "released KD")
     ):
@@ -434,7 +440,7 @@ def compatible(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
                     | bounds
                     | {"n": cell["n"], "agrees": agrees(cell, printed, printed_noise(net, ipc, 1))}
                 )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=list(COMPATIBLE))
 
 
 def tau_on_test(rows: pd.DataFrame, images: str, ipc: int, iteration: int) -> pd.DataFrame:
@@ -538,9 +544,7 @@ def error_rates(runs: int = 1000) -> pd.DataFrame:
     sets.
     """
     table, others = read_published(4), [net for net in NETS if net != "ConvNet"]
-    truths = {
-        f"{effect:g} points on every net": [effect] * len(others) for effect in (0.0, 1.0, 2.0)
-    }
+    truths = {f"{effect:g} points each": [effect] * len(others) for effect in (0.0, 1.0, 2.0)}
     for ipc in (1, 10):
         accuracies = {
             method: [printed_accuracy(table, ipc, 3000, method, net) for net in others]

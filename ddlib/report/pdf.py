@@ -24,7 +24,8 @@ from ..store import ROOT, dumps, write_atomic
 from ..study.profiles import PROFILES, Profile
 from ..synset import SyntheticSet, load_synset
 from . import audit, figures, published, tables
-from .selection import IMAGES, choices, comparable
+from .publish import choice_table, scope_of
+from .selection import comparable
 
 PAPER, SMALL = ROOT / "paper", "cifar10-small"  # the study that stands beside any other
 
@@ -98,16 +99,14 @@ def commit_date() -> str:
 
 def study(profile: Profile, rows: pd.DataFrame, folder: Path) -> dict:
     """Write tables and figures of one study into the folder; returns its facts."""
-    scope = audit.Scope(profile.ipcs, profile.reported, profile.nets)
+    scope = scope_of(profile)
     used, lines = comparable(rows), audit.audit(rows, scope)
-    chosen = [choices(used, "kd", "tau"), choices(used, "ce", "lr")]
-    chosen = pd.concat([frame for frame in chosen if len(frame)] or chosen[:1])
-    keys = zip(chosen["method"], chosen["pool"], strict=True)
+    cells = audit.claim_cells(rows, scope)
     frames = {
-        "claims": audit.claims(rows, scope),
+        "claims": audit.claims(cells),
         "audit": lines,
         "compatible": audit.compatible(rows, scope),
-        "choices": chosen.assign(images=[IMAGES.get(key, " ".join(key).strip()) for key in keys]),
+        "choices": choice_table(rows),
     }
     captions = {}
     for number in (4, 5):
@@ -117,7 +116,7 @@ def study(profile: Profile, rows: pd.DataFrame, folder: Path) -> dict:
     title = f"Differences behind the claims, {profile.name}"
     drawn = {
         "half-ce": figures.half_ce(lines),
-        "claims": figures.effects(audit.claim_cells(rows, scope), title),
+        "claims": figures.effects(cells, title),
     }
     return {
         "profile": asdict(profile),
@@ -141,7 +140,7 @@ def table(rows: pd.DataFrame, profile: Profile, number: int) -> tuple[pd.DataFra
     best = covered.sort_values(["cells", "iteration"]).groupby("ipc")["iteration"].last()
     cells = cells[without | (cells["iteration"] == cells["ipc"].map(best))]
     caption = tables.caption(cells, rows, profile, number).partition("** ")[2]
-    return tables.wide(cells).replace(r"\\\*", "*", regex=True), caption.replace("\\*", "*")
+    return tables.wide(cells), caption
 
 
 def images(folder: Path) -> str | None:

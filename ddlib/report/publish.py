@@ -9,8 +9,8 @@ from ..store import ROOT, write_atomic
 from ..study.profiles import PROFILES, Profile
 from .audit import RULE, SETS, Scope, audit, claim_cells, claims, compatible
 from .published import printed_accuracy
-from .selection import arms, choices, comparable
-from .tables import NETS, caption, in_order, read_published, table, to_latex, to_markdown, wide
+from .selection import IMAGES, arms, choices, comparable
+from .tables import caption, in_order, read_published, table, to_latex, to_markdown, wide
 
 TABLES = ROOT / "paper" / "tables"
 
@@ -21,8 +21,9 @@ def scope_of(profile: Profile) -> Scope:
 
 
 def study_files(rows: pd.DataFrame, profile: Profile) -> dict[str, str]:
-    """File name -> content of all that is written of a study in paper/tables, `NAME-` before each."""
+    """File name (a study's name before it) -> content of all that is written in paper/tables."""
     scope, files = scope_of(profile), {}
+    cells_of_claims = claim_cells(rows, scope)
     for number in (4, 5):
         cells = table(rows, number, profile.reported)
         text, layout = caption(cells, rows, profile, number), wide(cells)
@@ -31,8 +32,8 @@ def study_files(rows: pd.DataFrame, profile: Profile) -> dict[str, str]:
         files[f"table{number}.tex"] = to_latex(layout, text)
     tidy = {
         "audit": audit(rows, scope),
-        "claims": claims(rows, scope),
-        "claim-cells": claim_cells(rows, scope),
+        "claims": claims(cells_of_claims),
+        "claim-cells": cells_of_claims,
         "compatible": compatible(rows, scope),
         "choices": choice_table(rows),
     }
@@ -45,7 +46,7 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 
 def update_docs(profile: str = "paper") -> None:
-    """Write the parts of README.md and docs/method.md that come from files between their markers."""
+    """Write what comes from files into README.md and docs/method.md, between markers."""
     for path in (ROOT / "README.md", ROOT / "docs" / "method.md"):
         text = path.read_text()
         for name, content in docs_parts(profile).items():
@@ -61,7 +62,7 @@ def docs_parts(profile: str) -> dict[str, str]:
     rows, scope = read_results(ROOT / "paper" / "results" / profile), scope_of(PROFILES[profile])
     rates = pd.read_csv(TABLES / "verdict-rates.csv").round(2)
     return {
-        "claims": to_markdown(claims_by_ipc(claims(rows, scope))),
+        "claims": to_markdown(claims_by_ipc(claims(claim_cells(rows, scope)))),
         "agreement": to_markdown(agreement_table(compatible(rows, scope))),
         "half a cross-entropy": half_ce_sentences(rows, scope),
         "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
@@ -114,15 +115,11 @@ def half_ce_sentences(rows: pd.DataFrame, scope: Scope, net: str = "ResNet18") -
 
 
 def choice_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """What was chosen on validation images, temperatures and learning rates, with the candidates
-    and whether at their edge.
-    """
+    """What was chosen on validation images, from which candidates, and whether at their edge."""
     known = comparable(rows)
     parts = [choices(known, "kd", "tau"), choices(known, "ce", "lr")]
+    parts = [part for part in parts if len(part)] or parts[:1]
     found = pd.concat(parts, ignore_index=True)
-    found["at_edge"] = found["at_edge"].map({True: "yes", False: ""})
-    place = {net: i for i, net in enumerate(NETS)}
-    return found.sort_values(
-        ["ipc", "setting", "pool", "net"],
-        key=lambda c: c.map(place).fillna(0) if c.name == "net" else c,
-    )
+    keys = zip(found["method"], found["pool"], strict=True)
+    found["images"] = [IMAGES.get(key, " ".join(key).strip()) for key in keys]
+    return found

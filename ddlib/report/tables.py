@@ -150,7 +150,7 @@ def cell_text(cell: dict | None, usual_n: str = "") -> str:
     if cell is None:
         return ""
     spread = f" ± {(cell['high'] - cell['low']) / 2:.1f}" if cell["df"] else ""
-    marks = "†" * given_one_set(cell) + "\\*" * bool(cell["diverged"])
+    marks = "†" * given_one_set(cell) + "*" * bool(cell["diverged"])
     other = f" ({cell['n']})" if usual_n and cell["n"] != usual_n else ""
     return f"{cell['mean']:.1f}{spread}{marks}{other}"
 
@@ -164,7 +164,9 @@ def published_text(cell: dict | None) -> str:
 def to_markdown(frame: pd.DataFrame) -> str:
     """A Markdown table."""
     header = [list(map(str, frame.columns)), ["---"] * len(frame.columns)]
-    body = [[str(value) for value in row] for row in frame.itertuples(index=False)]
+    body = [
+        [str(value).replace("*", "\\*") for value in row] for row in frame.itertuples(index=False)
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in header + body) + "\n"
 
 
@@ -185,7 +187,7 @@ def to_latex(frame: pd.DataFrame, caption: str) -> str:
 
 def latex_text(text: str) -> str:
     """Text with what LaTeX takes for commands replaced."""
-    swaps = {"\\*": "*", "±": r"$\pm$", "×": r"$\times$", "%": r"\%", "_": r"\_", "—": "---"}
+    swaps = {"±": r"$\pm$", "×": r"$\times$", "%": r"\%", "_": r"\_", "—": "---"}
     swaps |= {"*": "$^*$", "†": r"$^\dagger$", "½": r"$\frac12$"}
     for old, new in swaps.items():
         text = text.replace(old, new)
@@ -208,7 +210,7 @@ def caption(cells: pd.DataFrame, rows: pd.DataFrame, profile: Profile, number: i
         "† given one set: the interval covers fresh nets on that very set, not the method."
         * bool((cells["sets"] == 1).any()),
         "No interval: fewer than 5 nets on one set." * bool((cells["df"] == 0).any()),
-        "\\* marks cells with diverged nets, which stay in the mean."
+        "A star marks cells with diverged nets, which stay in the mean."
         * bool(cells["diverged"].any()),
         f"ConvNet width {profile.width}; AlexNet, VGG11, ResNet18 at {part};",
         f"{profile.batch_real} real images a class and step; {profile.epochs} epochs.",
