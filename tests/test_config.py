@@ -262,6 +262,14 @@ def test_a_new_setting_finds_yesterdays_run(tmp_path, data):
     assert finished.id == whole.id
 
 
+def test_a_config_shows_what_differs():
+    assert repr(DistillConfig()) == "DistillConfig()"
+    assert (
+        repr(DistillConfig(ipc=10, seed=2, pool="main"))
+        == "DistillConfig(ipc=10, pool='main', seed=2)"
+    )
+
+
 def test_other_defaults_of_a_method_never_find_its_earlier_runs(data, monkeypatch):
     name = store_name(DistillConfig(method="dm"), data)
     monkeypatch.setitem(
