@@ -13,7 +13,7 @@ from ddlib.errors import check_choice, check_range
 from ddlib.machine import environment, pick_device
 from ddlib.methods import METHODS, Method
 from ddlib.methods.distribution import Distribution
-from ddlib.methods.gradient import loops
+from ddlib.methods.gradient import Gradient
 from ddlib.pool import ModelPool
 from ddlib.run import store_name
 from ddlib.study.profiles import PROFILES, get_profile, parse_settings
@@ -47,7 +47,7 @@ def test_paper_profile_is_the_papers():
         distill.similar_depth,
     ) == (128, 3, 0.9, 0, None)
     assert (distill.batch_real, distill.batch_bn, distill.batch_train) == (256, 16, 256)
-    assert (distill.lr_images, distill.momentum_images, distill.lr_net, loops(10)) == (
+    assert (distill.lr_images, distill.momentum_images, distill.lr_net, Gradient.loops(10)) == (
         0.1,
         0.5,
         0.01,

@@ -12,7 +12,7 @@ from torch import nn
 
 from ddlib.config import DistillConfig
 from ddlib.distill import distill
-from ddlib.methods.gradient import loops
+from ddlib.methods.gradient import Gradient
 from ddlib.methods.objective import Objective
 from ddlib.nets import MaxPool, MeanPool
 from ddlib.pool import Member, ModelPool
@@ -543,7 +543,7 @@ def test_matching_makes_the_loss_fall(data):
     ],
 )
 def test_loops_by_ipc(ipc, outer, inner):
-    assert loops(ipc) == (outer, inner)
+    assert Gradient.loops(ipc) == (outer, inner)
 
 
 @pytest.mark.parametrize(
