@@ -18,7 +18,7 @@ def by_method(default: Any) -> Any:
     return field(default=None, metadata={"open": default})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DistillConfig:
     """One distillation. The defaults are the paper's: DC with a pool (arXiv 2402.13007, 3.2).
 
@@ -80,6 +80,10 @@ class DistillConfig:
         check_choice("init", self.init, ("noise", "real"))
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("on_divergence", self.on_divergence, ON_DIVERGENCE)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.identity().items())
+        return f"{type(self).__name__}({settings})"
 
     def resolved(self) -> "DistillConfig":
         """The same with the method's values for what was left open, all of its options included."""

@@ -42,13 +42,14 @@ def distill(
 
     `pool`: by default the preset that `config.pool` names. `objective`, `images`: your own, an
     object or its class, instead of the method's and of plain pixels. `extras`: losses added to the
-    method's. `store`: a folder for snapshots (`it00100.safetensors`), the log (`log.csv`) and a
-    checkpoint; with `resume`, a run that was interrupted goes on from it, bit for bit on a CPU, and
-    a finished one is read back. After every iteration `callback(iteration, run)` is called
-    (`run.current()` is the set so far), then `stop(iteration)`: if it says True, the run ends there
-    and can be resumed. The result's `history` holds the sets at `config.snapshots`, its `log` one
-    row per iteration: loss (mean per class and outer step), architecture, seconds. Ctrl-C saves a
-    checkpoint of the last whole iteration. Raises `DDError` for settings the data cannot meet.
+    method's; what they remember is kept if they are `methods.Part`s. `store`: a folder for the log
+    (`log.csv`), snapshots (`it00100.safetensors`) and a checkpoint; with `resume`, a run that was
+    interrupted goes on from it, bit for bit on a CPU, and a finished one is read back. After every
+    iteration `callback(iteration, run)` is called (`run.current()` is the set so far), then
+    `stop(iteration)`: if it says True, the run ends there and can be resumed. The result's
+    `history` holds the sets at `config.snapshots`, its `log` one row per iteration: loss (mean per
+    class and outer step), architecture, seconds. Ctrl-C saves a checkpoint of the last whole
+    iteration. Raises `DDError` for settings the data cannot meet.
     """
     keep_freed_memory()
     config = settled(config, data, pool, objective)

@@ -131,10 +131,6 @@ class Graph:
         self.graph.replay()
         return self.output
 
-    def close(self) -> None:
-        """Let go of the recording, the work and what they hold."""
-        del self.work, self.graph, self.output
-
 
 class Epoch:
     """One pass over a set of `n` items in batches of `size`: `step(batch)` for each, a set's index.

@@ -13,7 +13,7 @@ from ddlib.errors import check_choice, check_range
 from ddlib.machine import environment, pick_device
 from ddlib.methods import METHODS, Method
 from ddlib.methods.distribution import Distribution
-from ddlib.methods.gradient import loops
+from ddlib.methods.gradient import Gradient
 from ddlib.pool import ModelPool
 from ddlib.run import store_name
 from ddlib.study.profiles import PROFILES, get_profile, parse_settings
@@ -47,7 +47,7 @@ def test_paper_profile_is_the_papers():
         distill.similar_depth,
     ) == (128, 3, 0.9, 0, None)
     assert (distill.batch_real, distill.batch_bn, distill.batch_train) == (256, 16, 256)
-    assert (distill.lr_images, distill.momentum_images, distill.lr_net, loops(10)) == (
+    assert (distill.lr_images, distill.momentum_images, distill.lr_net, Gradient.loops(10)) == (
         0.1,
         0.5,
         0.01,
@@ -260,6 +260,14 @@ def test_a_new_setting_finds_yesterdays_run(tmp_path, data):
         distill(later(**small, brightness=0.5), data, **store)
     finished = distill(later(**small), data, stop=lambda k: pytest.fail("it is done"), **store)
     assert finished.id == whole.id
+
+
+def test_a_config_shows_what_differs():
+    assert repr(DistillConfig()) == "DistillConfig()"
+    assert (
+        repr(DistillConfig(ipc=10, seed=2, pool="main"))
+        == "DistillConfig(ipc=10, pool='main', seed=2)"
+    )
 
 
 def test_other_defaults_of_a_method_never_find_its_earlier_runs(data, monkeypatch):

@@ -12,7 +12,7 @@ from torch import nn
 
 from ddlib.config import DistillConfig
 from ddlib.distill import distill
-from ddlib.methods.gradient import loops
+from ddlib.methods.gradient import Gradient
 from ddlib.methods.objective import Objective
 from ddlib.nets import MaxPool, MeanPool
 from ddlib.pool import Member, ModelPool
@@ -418,6 +418,22 @@ def test_gradient_that_is_not_finite_counts_though_the_loss_is(data, monkeypatch
     assert torch.equal(result.images, whole.images)
 
 
+def test_loss_that_is_not_finite_counts_though_its_gradient_is(data):
+    endless = {"extras": [lambda net, pixels, labels: 0 * pixels.sum() + float("inf")]}
+    result = distill(config(), data, progress=False, **endless)
+    assert result.provenance["diverged_iterations"] == 4
+    assert torch.equal(result.images, run(data, iterations=0).images)
+
+
+def test_after_a_bad_step_pixels_wait_for_the_next_iteration(data):
+    """The first of three steps is bad: the others of its iteration are not taken."""
+    steps = iter([float("inf")] + 100 * [0.0])
+    bad = {"extras": [lambda net, pixels, labels: 0 * pixels.sum() + next(steps)]}
+    result = distill(config(outer=3, iterations=1), data, progress=False, **bad)
+    assert result.log["diverged"].tolist() == [True]
+    assert torch.equal(result.images, run(data, iterations=0).images)
+
+
 def test_stop_stops_and_stays_stopped(tmp_path, data, monkeypatch):
     first = run(data, tmp_path, on_divergence="stop", **EXPLODES)
     assert (
@@ -527,7 +543,7 @@ def test_matching_makes_the_loss_fall(data):
     ],
 )
 def test_loops_by_ipc(ipc, outer, inner):
-    assert loops(ipc) == (outer, inner)
+    assert Gradient.loops(ipc) == (outer, inner)
 
 
 @pytest.mark.parametrize(

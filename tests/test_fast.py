@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -133,20 +132,6 @@ def test_a_graph_returns_what_its_work_does(monkeypatch):
 
     graph = Graph(work, "cuda")
     assert [float(graph()) for _ in range(WARMUP + 3)] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_closed_graph_holds_nothing():
-    class Work:
-        def __call__(self):
-            return self
-
-    work = Work()
-    graph, alive = Graph(work, "cpu"), weakref.ref(work)
-    graph()
-    del work
-    assert alive() is not None
-    graph.close()
-    assert alive() is None
 
 
 def test_streams_return_in_order(monkeypatch):

@@ -212,8 +212,8 @@ def test_a_step_has_a_batch_of_every_class_of_different_images():
     data = make_data()
     objective = prepared(data)
     objective(small_net(), as_leaf(noise()))
-    assert [data.y_train[rows].unique().tolist() for rows in objective.real] == [[0], [1], [2]]
-    assert all(len(rows.unique()) == 4 for rows in objective.real)
+    assert [data.y_train[rows].unique().tolist() for rows in objective.rows] == [[0], [1], [2]]
+    assert all(len(rows.unique()) == 4 for rows in objective.rows)
 
 
 def test_batchnorm_takes_the_statistics_of_the_real_batch():
@@ -230,7 +230,7 @@ def test_batchnorm_is_frozen_in_matching_and_thaws_in_training():
     data, net = make_data(), small_net(norm="batch", depth=2)
     objective, images = prepared(data), as_leaf(noise())
     objective(net, images)
-    freeze_batchnorm(net, data.x_train[objective.real_bn.flatten()])
+    freeze_batchnorm(net, data.x_train[objective.rows_bn.flatten()])
     before = [layer.running_mean.clone() for layer in batchnorms(net)]
     objective.match(net)
     after = [layer.running_mean.clone() for layer in batchnorms(net)]

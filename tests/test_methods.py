@@ -14,7 +14,7 @@ from ddlib.distill import distill
 from ddlib.methods import Part, Pixels, get_method
 from ddlib.methods.distribution import Distribution
 from ddlib.methods.images import as_leaf
-from ddlib.nets import build_net
+from ddlib.nets import Net, build_net
 from ddlib.pool import Member, ModelPool
 from ddlib.rng import Streams, stream
 from ddlib.store import load_tensors
@@ -71,7 +71,7 @@ def test_pixels_as_embeddings_have_the_gradient_by_hand(double):
     objective, pixels = distribution(double), as_leaf(noise(6))
     loss = objective(Flat(), pixels)
     expected = 0.0
-    for label, rows in enumerate(objective.real):
+    for label, rows in enumerate(objective.rows):
         of_class = slice(2 * label, 2 * label + 2)
         gap = pixels.detach()[of_class].mean(0) - double.x_train[rows].mean(0)
         expected += float(gap.square().sum())
@@ -118,7 +118,7 @@ def test_slices_are_the_whole_batch(double, slice_size):
         (net.embed(double.x_train[rows]).mean(0) - net.embed(plain[2 * c : 2 * c + 2]).mean(0))
         .square()
         .sum()
-        for c, rows in enumerate(objective.real)
+        for c, rows in enumerate(objective.rows)
     )
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=0)
     gradient = torch.autograd.grad(expected, plain)[0]
@@ -146,11 +146,16 @@ def test_matching_distributions_leaves_the_weights_alone(double, norm):
 
 
 def test_bfloat16_embeddings_of_equal_images_are_equal():
-    data = make_data(per_class=6)
-    objective = distribution(data, ipc=6, precision="bfloat16")
-    pixels = as_leaf(data.x_train)
-    assert float(objective(net_of().float(), pixels)) < 1e-8
-    assert pixels.grad.dtype == torch.float32
+    """Real and synthetic ones are rounded alike, and the gradient points as it does in float32."""
+    data, net, gradients = make_data(per_class=6), net_of().float(), []
+    for precision in ("float32", "bfloat16"):
+        objective = distribution(data, ipc=6, precision=precision)
+        assert float(objective(net, as_leaf(data.x_train))) < 1e-8
+        gradients.append(as_leaf(noise(18).float()))
+        objective(net, gradients[-1])
+    one, two = (pixels.grad.flatten() for pixels in gradients)
+    assert two.dtype == torch.float32 and not torch.equal(one, two)
+    assert torch.cosine_similarity(one, two, dim=0) > 0.99
 
 
 def test_the_published_settings_of_dm():
@@ -192,6 +197,13 @@ def test_other_members_get_the_main_models_running_mean_norm(double):
     assert len(set(raw)) == 6
 
 
+def test_a_diverged_main_model_leaves_the_mean_norm_as_it_was(double):
+    objective = distribution(double, "main")
+    (norm,) = scaled_norms(objective, net_of(), [True])
+    objective(net_of(), as_leaf(noise(6) * float("inf")))
+    assert float(objective.norm) == pytest.approx(norm)
+
+
 def test_in_a_pool_of_the_main_model_nothing_is_scaled(data):
     settings = {"method": "dm", "pool": "main"}
     assert run(data, **settings).id == run(data, **settings, options={"dm_scale": "main"}).id
@@ -211,7 +223,7 @@ def test_scaling_reaches_the_members_of_a_pool(data):
 
 
 def test_a_net_without_embeddings_is_refused(data, monkeypatch):
-    monkeypatch.delattr(build_net("MLP").__class__.__mro__[1], "embed")
+    monkeypatch.delattr(Net, "embed")
     with refused("MLP", "embed"):
         run(data, {"pool": ModelPool([Member(1.0, "MLP")], shape=data.shape)}, method="dm")
 

@@ -93,6 +93,17 @@ def test_an_objective_may_be_passed_instead(data, objective):
     assert again.id == passed.id and again.config["method"] == "custom-mine"
 
 
+def test_a_passed_objective_takes_the_configs_defaults(data):
+    settings = DistillConfig(**SMALL, method="dm")
+    config = distill(settings, data, objective=MeanPixels, progress=False).config
+    assert (config["method"], config["init"], config["lr_images"]) == (
+        "custom-MeanPixels",
+        "real",
+        1.0,
+    )
+    assert config["options"] == {}
+
+
 def test_a_method_that_is_only_named_is_refused(data):
     with refused("'custom-mine'", "objective"):
         distill(config(method="custom-mine"), data, progress=False)

@@ -69,5 +69,6 @@ class Distribution(Objective):
                 mean = torch.where(self.norm > 0, torch.lerp(norm, self.norm, DECAY), norm)
                 self.norm.copy_(torch.where(norm.isfinite(), mean, self.norm))
             else:
-                self.gradient *= torch.where(self.norm * norm > 0, self.norm / norm, 1)
+                unscaled = torch.ones_like(norm)
+                self.gradient *= torch.where(self.norm * norm > 0, self.norm / norm, unscaled)
         return loss

@@ -13,16 +13,15 @@ from .objective import Objective
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 
 
-def loops(ipc: int) -> tuple[int, int]:
-    """(outer steps, inner epochs); between the published values, those of the next lower ipc."""
-    return LOOPS[max(k for k in LOOPS if k <= ipc)]
-
-
 class Gradient(Objective):
     """For each class, the distance of the gradients of its real batch and its synthetic images."""
 
     recorded = True
-    loops = staticmethod(loops)
+
+    @staticmethod
+    def loops(ipc: int) -> tuple[int, int]:
+        """(outer steps, inner epochs); between the published values, those of the next lower."""
+        return LOOPS[max(k for k in LOOPS if k <= ipc)]
 
     def class_loss(self, net: nn.Module, real: Tensor, synthetic: Tensor, label: int) -> Tensor:
         size = self.config.slice_size or default_slice(real.device)

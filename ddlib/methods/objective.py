@@ -77,10 +77,11 @@ class Objective(Part):
         classes, device = len(data.classes), data.device
         self.shown = data.x_train.new_zeros(classes * config.ipc, *data.x_train.shape[1:])
         self.gradient = torch.zeros_like(self.shown)
-        self.real, self.real_bn = (
+        self.rows, self.rows_bn = (
             torch.zeros(classes, n, dtype=torch.int64, device=device)
             for n in (config.batch_real, config.batch_bn)
         )
+        self.description: dict[str, Any] = {}
         self.nets: dict[str, nn.Module] = {}
         self.epochs: dict[nn.Module, Epoch] = {}
         self.graphs: dict[Any, Graph] = {}
@@ -95,19 +96,20 @@ class Objective(Part):
     def __call__(self, net: nn.Module, pixels: Tensor) -> Tensor:
         """Add the loss's gradient to `pixels.grad`; returns the loss of all classes, 0-dim."""
         if batchnorms(net):
-            self.draw(self.real_bn, "batchnorm")
+            self.draw(self.rows_bn, "batchnorm")
             self.replay(self.freeze, net)
-        self.draw(self.real, "batch")
-        shown = pixels  # augmentation: a draw per class, the same for its real images
-        self.shown.copy_(shown.detach())
+        self.draw(self.rows, "batch")
+        # The place of augmentation: one draw for the pixels of a class, with their graph, and for
+        # its real images; `gradient` is then pulled back to the pixels through that graph.
+        self.shown.copy_(pixels.detach())
         loss = self.replay(self.match, net)
-        pixels.grad += self.gradient  # augmentation: pulled back to the pixels
+        pixels.grad += self.gradient
         return loss
 
     def match(self, net: nn.Module) -> Tensor:
         """The loss; its gradient lies in `self.gradient`. One class's graph is alive at a time."""
         loss, ipc = self.shown.new_zeros(()), self.config.ipc
-        for label, rows in enumerate(self.real):
+        for label, rows in enumerate(self.rows):
             of_class = slice(label * ipc, (label + 1) * ipc)
             synthetic = self.shown[of_class].detach().requires_grad_()
             distance = self.class_loss(net, self.data.x_train[rows], synthetic, label)
@@ -127,7 +129,7 @@ class Objective(Part):
 
     def freeze(self, net: nn.Module) -> None:
         """BatchNorm's statistics from real images of all classes."""
-        freeze_batchnorm(net, self.data.x_train[self.real_bn.flatten()])
+        freeze_batchnorm(net, self.data.x_train[self.rows_bn.flatten()])
 
     def draw(self, rows: Tensor, name: str) -> None:
         """Fill `rows` [classes, n] of `data.x_train` at random, different ones within a class."""
@@ -144,9 +146,7 @@ class Objective(Part):
         return self.graphs[key]()
 
     def close(self) -> None:
-        """Let go of nets and recordings."""
-        for graph in self.graphs.values():
-            graph.close()
+        """Let go of nets and recordings, which hold the objective in turn."""
         for held in (self.graphs, self.epochs, self.nets):
             held.clear()
 

@@ -25,7 +25,7 @@ from ..distill import distill
 from ..errors import DDError, check_choice, check_range
 from ..evaluate import evaluate, groups, identities, net_width, splits
 from ..machine import device_name
-from ..methods.gradient import loops
+from ..methods.gradient import Gradient
 from ..nets import build_net
 from ..pool import PRESETS
 from ..run import snapshot_name, store_name
@@ -370,7 +370,7 @@ class Slices:
         p, data = self.study.profile, self.study.data
         classes = len(data.classes)
         if isinstance(piece, Distillation):
-            outer, inner = loops(piece.ipc)
+            outer, inner = Gradient.loops(piece.ipc)
             images = outer * (p.batch_real + 3 * piece.ipc) + (outer - 1) * inner * piece.ipc
             return (
                 GRADIENT
