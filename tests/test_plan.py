@@ -4,7 +4,7 @@ import pytest
 from conftest import refused
 
 from ddlib.study import PROFILES, get_profile
-from ddlib.study.plan import METHODS, PARTS, RELEASED, ImageSet, Sweep, Train, needs, plan, select
+from ddlib.study.plan import POOLS, PARTS, RELEASED, ImageSet, Sweep, Train, needs, plan, select
 
 PAPER = get_profile("paper")
 TASKS = plan(PAPER)
@@ -12,7 +12,7 @@ SETS = [task for task in TASKS if isinstance(task, ImageSet)]
 
 
 def test_the_order_is_the_most_valuable_first():
-    assert SETS[:2] == [ImageSet("dc", pool, 1, 0, 1000) for pool in METHODS]
+    assert SETS[:2] == [ImageSet("dc", pool, 1, 0, 1000) for pool in POOLS]
 
     def first(**values):
         fits = [t for t in SETS if all(getattr(t, k) == v for k, v in values.items())]
@@ -74,7 +74,7 @@ def test_the_arms_of_table_4():
 def test_one_sweep_decides_for_all_seeds_and_iterations():
     trains = [t for t in TASKS if isinstance(t, Train) and t.chosen and t.net == "MLP"]
     assert {t.chosen.images for t in trains} == {
-        ImageSet("dc", pool, ipc, 0, 1000) for pool in METHODS for ipc in (1, 10, 50)
+        ImageSet("dc", pool, ipc, 0, 1000) for pool in POOLS for ipc in (1, 10, 50)
     }
     assert all(t.chosen.images.pool == t.images.pool and t.chosen.net == t.net for t in trains)
     assert {t.chosen.values for t in trains} == {PAPER.taus, PAPER.lrs}

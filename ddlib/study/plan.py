@@ -10,7 +10,7 @@ from ..errors import check_choice
 from ..evaluate import TEACHER
 from .profiles import Profile
 
-METHODS = ("main", "main_plus_similar")  # pools of Table 4: the baseline and the model pool
+POOLS = ("main", "main_plus_similar")  # pools of Table 4: the baseline and the model pool
 RELEASED = (("similar_depth", 1), ("warmup", 500))  # what the released code does differently
 Pairs = tuple[tuple[str, object], ...]  # settings that differ from the profile's
 
@@ -131,7 +131,7 @@ class Step:
     def plain(self, sets: Sequence[ImageSet], nets: Sequence[str] = ()) -> list[Task]:
         """Plain cross-entropy; the sweep of its learning rate finds its default already tried."""
         tried = {images for images in sets if images == self.swept(images)}
-        split = {images: "both" if images.pool in METHODS else "test" for images in tried}
+        split = {images: "both" if images.pool in POOLS else "test" for images in tried}
         return [
             Train(images, net, self.profile.n_eval, split=split.get(images, "test"))
             for net in nets or self.profile.nets
@@ -160,7 +160,7 @@ class Step:
 
 def table4(step: Step) -> list[Task]:
     """Both methods under every protocol, and random real images."""
-    sets = step.sets(METHODS)
+    sets = step.sets(POOLS)
     fair = [*sets, *step.plain(sets), *step.audited(sets), *step.plain(step.real())]
     fair += step.tuned(sets, "kd", TEACHER, "tau") + step.tuned(sets, "ce", None, "lr")
     return fair + step.audited(sets, TEACHER)
@@ -168,7 +168,7 @@ def table4(step: Step) -> list[Task]:
 
 def curve(step: Step) -> list[Task]:
     """ConvNets while a set is distilled, beside random real images."""
-    sets, is_first = step.sets(METHODS), step.iteration == step.profile.reported[0]
+    sets, is_first = step.sets(POOLS), step.iteration == step.profile.reported[0]
     before = [k for k in step.profile.snapshots if k < step.iteration and is_first]
     early = [replace(images, iteration=k) for k in before for images in sets]
     return [*sets, *step.plain([*sets, *early, *step.real()], ["ConvNet"])]
@@ -183,14 +183,14 @@ def table5(step: Step) -> list[Task]:
 def released(step: Step) -> list[Task]:
     """The model pool as the released code has it, where its warm-up ends before the study does."""
     ends = dict(RELEASED)["warmup"] < step.profile.iterations
-    sets = step.sets(METHODS[1:], RELEASED) if ends else []
+    sets = step.sets(POOLS[1:], RELEASED) if ends else []
     return [*sets, *step.plain(sets)]
 
 
 def probability(step: Step) -> list[Task]:
     """Other probabilities of the main model, at the last iteration."""
     values = step.profile.main_probs if step.iteration == step.profile.iterations else ()
-    sets = [one for p in values for one in step.sets(METHODS[1:], (("main_prob", p),))]
+    sets = [one for p in values for one in step.sets(POOLS[1:], (("main_prob", p),))]
     nets = step.profile.nets
     return [*sets, *(Train(one, net, step.profile.n_audit) for net in nets for one in sets)]
 
@@ -201,8 +201,8 @@ def full_data(step: Step) -> list[Task]:
     return [Train(ImageSet("full_data"), net, 1, settings=epochs) for net in step.profile.full_nets]
 
 
-METHOD_PARTS = {"table4": table4, "curve": curve, "table5": table5, "released": released}
-PARTS = METHOD_PARTS | {"probability": probability, "full_data": full_data}
+BY_IPC = {"table4": table4, "curve": curve, "table5": table5, "released": released}
+PARTS = BY_IPC | {"probability": probability, "full_data": full_data}
 
 
 def plan(profile: Profile, part: str | None = None, n: int | None = None) -> list[Task]:
@@ -216,9 +216,9 @@ def plan(profile: Profile, part: str | None = None, n: int | None = None) -> lis
     if part:
         check_choice("part", part, PARTS)
     first, rest, late = profile.seeds[:1], profile.seeds[1:], profile.later_ipcs
-    order = [(METHOD_PARTS, profile.ipcs, first), (METHOD_PARTS, profile.ipcs, rest)]
+    order = [(BY_IPC, profile.ipcs, first), (BY_IPC, profile.ipcs, rest)]
     order += [(("probability", "full_data"), profile.ipcs[:1], profile.seeds)]
-    order += [(METHOD_PARTS, late, first), (METHOD_PARTS, late, rest)]
+    order += [(BY_IPC, late, first), (BY_IPC, late, rest)]
     tasks = [
         task
         for names, ipcs, seeds in order

@@ -17,7 +17,7 @@ from ..results import TRAINING, Results, read_results
 from ..run import snapshot_name, store_name
 from ..store import ROOT, write_atomic
 from ..synset import SyntheticSet, load_synset
-from .plan import METHODS, ImageSet, Sweep, Task, plan, select
+from .plan import POOLS, ImageSet, Sweep, Task, plan, select
 from .profiles import get_profile, study_name
 from .tasks import Stop, rows_of, run_plan
 
@@ -140,7 +140,7 @@ class Study:
         """Save the first seed's latest set of both methods to `folder`/sets."""
         p = self.profile
         for ipc in (*p.ipcs, *p.later_ipcs):
-            for pool in METHODS:
+            for pool in POOLS:
                 sets = [ImageSet("dc", pool, ipc, p.seeds[0], k) for k in p.reported]
                 path = folder / "sets" / f"{self.name}-ipc{ipc}-{pool}-s{p.seeds[0]}.safetensors"
                 for images in [images for images in sets if self.has(images)][-1:]:
@@ -148,7 +148,7 @@ class Study:
 
     def published_sets(self) -> dict[str, SyntheticSet]:
         """The committed sets of this study at its smallest ipc, if there are any, by label."""
-        titles = dict(zip(METHODS, ("baseline", "model pool"), strict=True))
+        titles = dict(zip(POOLS, ("baseline", "model pool"), strict=True))
         paths = sorted((ROOT / "paper" / "sets").glob(f"{self.name}-ipc*.safetensors"))
         sets = [load_synset(path) for path in paths]
         shown = [one for one in sets if one.ipc == min(each.ipc for each in sets)]
