@@ -40,11 +40,12 @@ bench: $(BIN)/.installed  ## how fast this machine runs it; ARGS="--reference DI
 
 BUDGET ?= 8m
 STORE ?= runs/paper-study
-paper: $(BIN)/.installed  ## a slice of the paper-scale study: BUDGET=8m STORE=DIR; the next call goes on, here or elsewhere
-	$(BIN)/python -m ddlib.study.paper run --budget $(BUDGET) --store $(STORE) $(ARGS)
+WORK = $(BIN)/python -m ddlib $(1) --profile paper --store $(STORE)
+paper: $(BIN)/.installed  ## tasks of the paper-scale study for BUDGET=8m, in STORE=DIR; the next call goes on, here or on a copy
+	$(call WORK,work) --budget $(BUDGET) $(ARGS)
 
-paper-status: $(BIN)/.installed  ## what of the paper-scale study is done and left, and how long that takes here
-	$(BIN)/python -m ddlib.study.paper status --store $(STORE) $(ARGS)
+paper-status: $(BIN)/.installed  ## what of the paper-scale study is done and left
+	$(call WORK,status) $(ARGS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check --fix .
@@ -55,7 +56,7 @@ constraints:  ## renew the exact versions (needs uv)
 		pyproject.toml -o constraints.txt
 
 clean:  ## remove what runs made (not the committed results)
-	rm -rf runs figures/quick* paper/results/quick*.csv paper/tables/quick*
+	rm -rf runs figures/quick* paper/results/quick* paper/tables/quick*
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; try make PYTHON=python3.12")'

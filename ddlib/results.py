@@ -72,8 +72,14 @@ class Results:
         self._sets: dict[str, dict] = {}
         self._rows: dict[tuple, dict] = {}
         self.teachers: dict = {}  # logits of nets that were trained as teachers, in memory only
-        for path in sorted(self.folder.glob("*.json")) if self.folder else ():
+        self._read: set[Path] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what other processes have added."""
+        for path in sorted({*self.folder.glob("*.json")} - self._read) if self.folder else ():
             self._take(*read_task(path))
+            self._read.add(path)
 
     def _take(self, sets: Iterable[dict], rows: Iterable[dict]) -> None:
         for entry in sets:

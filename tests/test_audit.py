@@ -122,9 +122,9 @@ def test_what_has_no_rows_is_listed_and_empty():
 def test_no_rows_at_all_still_make_every_line():
     rows = make_rows().iloc[:0]
     assert set(audit(rows, SCOPE)["outcome"]) == {MISSING}
-    assert set(claims(rows, SCOPE)["verdict"]) == {MISSING} and len(claims(rows, SCOPE)) == len(
-        CLAIMS
-    )
+    assert set(claims(claim_cells(rows, SCOPE))["verdict"]) == {MISSING} and len(
+        claims(claim_cells(rows, SCOPE))
+    ) == len(CLAIMS)
 
 
 def test_the_released_pool_is_compared_with_the_printed_one_and_kept_out_of_the_rest():
@@ -253,7 +253,7 @@ def test_one_of_many_cells_needs_holm():
 
 
 def test_claims_by_the_rule():
-    found = claims(make_rows(), SCOPE).set_index("number")
+    found = claims(claim_cells(make_rows(), SCOPE)).set_index("number")
     assert found["verdict"].to_dict() == {
         1: SUPPORTED,
         2: SUPPORTED,
@@ -291,15 +291,15 @@ def test_claim_3_compares_the_tuned_with_the_tuned():
 
 def test_a_loss_on_one_net_makes_the_pool_mixed():
     rows = make_rows({POOL: lowered("VGG11", 23.0, 6.0)}.items())
-    assert only(claims(rows, SCOPE), number=2)["verdict"] == MIXED
+    assert only(claims(claim_cells(rows, SCOPE)), number=2)["verdict"] == MIXED
     rows = make_rows({POOL: 20.2}.items())
-    assert only(claims(rows, SCOPE), number=2)["verdict"] == CONTRADICTED
+    assert only(claims(claim_cells(rows, SCOPE)), number=2)["verdict"] == CONTRADICTED
 
 
 def test_the_largest_gain_is_that_of_resnet18():
     kd = ("main_plus_similar", "KD")
     rows = make_rows({kd: lambda net, d, e: 26.0 + d + 0.1 * e + 2.5 * (net == "ResNet18")}.items())
-    assert only(claims(rows, SCOPE), number=5)["verdict"] == SUPPORTED
+    assert only(claims(claim_cells(rows, SCOPE)), number=5)["verdict"] == SUPPORTED
     cells = claim_cells(rows, SCOPE).query("claim == 5 and net != 'mean'")
     assert list(cells["net"]) == ["MLP", "LeNet", "AlexNet", "VGG11"]
     assert cells["mean"].tolist() == pytest.approx([2.5] * 4)
@@ -307,7 +307,7 @@ def test_the_largest_gain_is_that_of_resnet18():
 
 def test_one_set_is_said_in_the_verdict_and_an_ipc_is_judged_by_itself():
     rows = make_rows(seeds=1, n_eval=5)
-    found = claims(rows, Scope((1, 10), (1000,)))
+    found = claims(claim_cells(rows, Scope((1, 10), (1000,))))
     assert only(found, number=1, ipc=1)["verdict"] == f"{SUPPORTED}, given one set"
     assert only(found, number=1, ipc=10)[["verdict", "measured"]].tolist() == [MISSING, "0 of 6"]
 

@@ -1,4 +1,6 @@
-"""The DC loop against a slow, plain second version; and how a run survives interruptions, damage and NaN."""
+"""The DC loop against a slow, plain second version; and how a run survives interruptions, damage
+and NaN.
+"""
 
 import contextlib
 import json
@@ -55,7 +57,7 @@ def assert_same_run(one, two):
     assert one.provenance["diverged_iterations"] == two.provenance["diverged_iterations"]
 
 
-# The slow version -----------------------------------------------------------------------------------------------------
+# The slow version ---------------------------------------------------------------------------------
 
 
 def cosine_distances(syn_grads, real_grads):
@@ -70,7 +72,9 @@ def cosine_distances(syn_grads, real_grads):
 
 
 def set_statistics(net, images):
-    """BatchNorm's mean and unbiased variance of what reaches each layer when `images` pass through."""
+    """BatchNorm's mean and unbiased variance of what reaches each layer when `images` pass
+    through.
+    """
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     seen = {}
     hooks = [
@@ -96,7 +100,9 @@ def with_plain_pooling(net):
 
 
 def slow_dc(config, data, pool):
-    """DC as published, without ddlib's loop, matching, pooling and optimisers. Returns pixels and the mean losses."""
+    """DC as published, without ddlib's loop, matching, pooling and optimisers. Returns pixels and
+    the mean losses.
+    """
     rng = {
         name: stream(config.seed, name)
         for name in ("pool", "weights", "batch", "batchnorm", "train")
@@ -181,7 +187,7 @@ def test_loop_equals_the_slow_version(tmp_path, options, changes):
     assert result.log["loss"].tolist() == pytest.approx(losses, rel=1e-9)
 
 
-# Interruptions --------------------------------------------------------------------------------------------------------
+# Interruptions ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -374,13 +380,15 @@ def test_log_comes_back_as_it_was_written(tmp_path, data):
     )
 
 
-# Divergence -----------------------------------------------------------------------------------------------------------
+# Divergence ---------------------------------------------------------------------------------------
 
 EXPLODES = {"lr_net": 1e30, "pool": "main"}  # the net is NaN in the second outer step
 
 
 def test_a_nan_step_leaves_pixels_untouched(data):
-    """The first outer step is taken, the second is not: the pixels are those of a run with one outer step."""
+    """The first outer step is taken, the second is not: the pixels are those of a run with one
+    outer step.
+    """
     diverged = run(data, iterations=1, **EXPLODES)
     assert diverged.provenance["diverged_iterations"] == 1
     assert diverged.log["diverged"].tolist() == [True] and diverged.log["loss"].isna().all()
@@ -452,7 +460,7 @@ def test_diverged_and_resumed_equals_uninterrupted(tmp_path, data):
     assert_same_run(run(data, tmp_path, **EXPLODES), whole)
 
 
-# What comes out -------------------------------------------------------------------------------------------------------
+# What comes out -----------------------------------------------------------------------------------
 
 
 def test_same_config_twice_gives_the_same_bits(data):

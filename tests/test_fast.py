@@ -1,4 +1,6 @@
-"""Recorded work: on a CPU each call does the work once; on a GPU replays must do what plain calls do."""
+"""Recorded work: on a CPU each call does the work once; on a GPU replays must do what plain calls
+do.
+"""
 
 import contextlib
 import threading
@@ -151,7 +153,9 @@ def tf32():
 
 
 def test_products_leave_the_flags_as_they_were():
-    """Also where blocks overlap without being nested, as those of two threads may, and after an error."""
+    """Also where blocks overlap without being nested, as those of two threads may, and after an
+    error.
+    """
     before = tf32()
     for precision, allowed in (("tf32", True), ("bfloat16", True), ("float32", False)):
         with products(precision, "cuda"):

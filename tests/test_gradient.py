@@ -1,4 +1,6 @@
-"""Gradient matching: the distance by hand, slices against the whole batch, BatchNorm's frozen statistics."""
+"""Gradient matching: the distance by hand, slices against the whole batch, BatchNorm's frozen
+statistics.
+"""
 
 import math
 
@@ -109,7 +111,9 @@ def test_distance_can_be_differentiated():
 
 @pytest.mark.parametrize("dead", [0, slice(None)])
 def test_a_dead_filter_gives_no_nan_in_the_pixels(dead):
-    """Its gradient is a row of zeros, where a norm has no derivative; the pixels differentiate through it."""
+    """Its gradient is a row of zeros, where a norm has no derivative; the pixels differentiate
+    through it.
+    """
     net = small_net(norm="none")
     with torch.no_grad():
         net.features[0].bias[dead] = -1e3

@@ -1,14 +1,39 @@
-"""The command line: mistakes are one line and status 2, a stop is clean, and the notebooks take what they are given."""
+"""The command line: mistakes are one line and status 2, a stop is clean, and the notebooks take
+what they are given.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
 import papermill
 import pytest
+from conftest import refused
 
+import ddlib
 from ddlib.errors import DDError
 from ddlib.store import ROOT
-from ddlib.study import launcher
+from ddlib.study import Study, launcher
 
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in launcher.NOTEBOOKS]
+TINY = {
+    "iterations": 60,
+    "snapshots": [5],
+    "report": [],
+    "seeds": [0],
+    "batch_real": 8,
+    "batch_bn": 2,
+    "width": 4,
+    "width_factor": 0.0625,
+    "epochs": 2,
+    "nets": ["MLP"],
+    "full_nets": [],
+}
+SETTINGS = [f"--set={name}={value}" for name, value in TINY.items()]
+SETTINGS = [text.replace("'", '"') for text in SETTINGS]
 
 
 @pytest.mark.parametrize(
@@ -22,6 +47,12 @@ NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in launcher.NOTEBOOKS
         (["--set", "ipcs=0"], ["ipc is 0"]),
         (["--set", "dataset=mnits"], ["'mnits'", "did you mean 'mnist'", "cifar10"]),
         (["--device", "tpu"], ["'tpu'", "cpu", "cuda"]),
+        (["--ipc", "1"], ["--ipc", "work", "status"]),
+        (["publish", "--budget", "8m"], ["--budget", "work", "status"]),
+        (["work", "--budget", "8"], ["budget is '8'", "8m"]),
+        (["work", "--ipc", "3"], ["ipc 3", "valid: "]),
+        (["status", "--net", "ResNet"], ["'ResNet'", "did you mean 'ResNet18'"]),
+        (["status", "--pool", "mian"], ["'mian'", "random_real"]),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_runs(words, named, tmp_path, capsys, monkeypatch):
@@ -39,13 +70,77 @@ def test_an_earlier_run_is_not_overwritten(tmp_path, capsys):
     assert "--resume" in capsys.readouterr().err
 
 
-def test_ctrl_c_is_a_clean_stop_that_says_how_to_go_on(tmp_path, capsys, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr(launcher, "execute", stop)
+
+def test_ctrl_c_is_a_clean_stop_that_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(launcher, "execute", interrupt)
     assert launcher.main(["--out", str(tmp_path)]) == 130
-    assert "--resume" in capsys.readouterr().out
+    assert "nothing is lost" in (said := capsys.readouterr().out) and "--resume" in said
+    monkeypatch.setattr(launcher, "run_plan", interrupt)
+    assert launcher.main(["work", "--out", str(tmp_path)]) == 130
+    assert "nothing is lost" in capsys.readouterr().out
+
+
+def test_killed_at_work_and_started_again(tmp_path, capsys, monkeypatch):
+    """kill -9 in mid-distillation; then the same command, to the end."""
+    words = ["work", "--store", str(tmp_path / "store"), "--pool", "main", *SETTINGS]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "ddlib", *words]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    for _ in range(1200):
+        if list(tmp_path.rglob("it00005.safetensors")) or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not list(tmp_path.rglob("it00060.safetensors"))
+
+    assert launcher.main(words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("dc main, ipc 1, seed 0, iteration 60: done")
+    done, _, total, *_ = said[-1].split()
+    assert done == total and int(total) == len(said) - 1
+    assert launcher.main(words) == 0
+    assert capsys.readouterr().out == "0 of 0 tasks done\n"
+
+    assert launcher.main(["status", *words[1:]]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["ipc", "seed", "kind", "tasks", "done", "left"]
+    assert table[1].split() == ["1", "0", "imageset", "1", "1", "0"]
+    assert table[-1] == "all tasks are done"
+    assert launcher.main(["status", "--n", "2", *words[1:]]) == 0
+    assert "next: train 2 MLP on dc main" in capsys.readouterr().out.splitlines()[-1]
+
+    monkeypatch.setattr(launcher, "ROOT", tmp_path / "clone")
+    assert launcher.main(["publish", "--store", str(tmp_path / "store"), *SETTINGS]) == 0
+    name = Study("quick", TINY).name
+    rows = ddlib.read_results(tmp_path / "clone" / "paper" / "results" / name)
+    assert set(rows["pool"]) == {"main"} and set(rows["net"]) == {"ConvNet", "MLP"}
+    assert (tmp_path / "clone/paper/sets" / f"{name}-ipc1-main-s0.safetensors").is_file()
+
+
+def test_a_failed_task_is_status_1_and_named(tmp_path, capsys, monkeypatch):
+    def evaluate(*_, **__):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("ddlib.study.tasks.evaluate", evaluate)
+    words = ["work", "--out", str(tmp_path), "--pool", "random_real", *SETTINGS]
+    assert launcher.main(words) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "failed: train 1 ConvNet on random_real, ipc 1, seed 0: ce: broken"
+    assert "0 of 2 tasks done" in said
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("8m", 480), ("1.5h", 5400)])
+def test_durations(text, seconds):
+    assert launcher.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "8", "8 m", "-1m", "m"])
+def test_no_duration(text):
+    with refused("budget", repr(text), "8m"):
+        launcher.parse_duration(text)
 
 
 def test_a_parameter_that_a_notebook_lacks_is_an_error():
@@ -60,13 +155,15 @@ def test_a_mistake_inside_a_notebook_is_one_line(tmp_path):
         cells=[nbformat.v4.new_code_cell("import ddlib; ddlib.load_data('nothing')")]
     )
     nbformat.write(notebook, tmp_path / "a.ipynb")
-    with pytest.raises(DDError, match="no data set 'nothing'"):
+    with pytest.raises(DDError, match="'nothing'"):
         launcher.execute(tmp_path / "a.ipynb", tmp_path / "b" / "a.ipynb", {})
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_are_fit_to_be_read_and_compared(path):
-    """Executed, without errors or widgets, with the launcher's parameters, one commented line each, and checked cells."""
+    """Executed, without errors or widgets, with the launcher's parameters, one commented line each,
+    and checked cells.
+    """
     notebook = nbformat.read(path, 4)
     code = [c for c in notebook.cells if c.cell_type == "code"]
     parameters = [c for c in code if "parameters" in c.metadata.get("tags", [])]
@@ -84,7 +181,8 @@ def test_notebooks_are_fit_to_be_read_and_compared(path):
     assert {o.output_type for o in outputs} <= {"stream", "display_data", "execute_result"}
     assert not any("widget" in kind for o in outputs for kind in o.get("data", {}))
     assert all(c.execution_count for c in code)
-    checked = [c for c in code if c.outputs and "NBVAL_IGNORE_OUTPUT" not in c.source]
-    assert len(checked) >= 3
+    ignored = [c for c in code if "NBVAL_IGNORE_OUTPUT" in c.source]
+    checked = [c for c in code if c.outputs and c not in ignored]
+    assert len(checked) > len(ignored)
     for word in ("Question", "Cost", "Needs"):
         assert word in notebook.cells[0].source

@@ -1,4 +1,6 @@
-"""Methods: distribution matching in closed form; images that are decoded; losses added; every one of them resumed."""
+"""Methods: distribution matching in closed form; images that are decoded; losses added; every one
+of them resumed.
+"""
 
 import gc
 import weakref
@@ -64,7 +66,7 @@ def net_of(norm="instance"):
     return build_net("ConvNet", stream(0, "net"), norm=norm, **options).double()
 
 
-# Distribution matching ------------------------------------------------------------------------------------------------
+# Distribution matching ----------------------------------------------------------------------------
 
 
 def test_pixels_as_embeddings_have_the_gradient_by_hand(double):
@@ -176,7 +178,9 @@ def test_matching_distributions_makes_the_loss_fall(data):
 
 
 def scaled_norms(objective, net, members):
-    """The norm of the pixels' gradient after each of a series of steps on main and other members."""
+    """The norm of the pixels' gradient after each of a series of steps on main and other
+    members.
+    """
     norms = []
     for objective.is_main in members:
         pixels = as_leaf(noise(6))
@@ -228,7 +232,7 @@ def test_a_net_without_embeddings_is_refused(data, monkeypatch):
         run(data, {"pool": ModelPool([Member(1.0, "MLP")], shape=data.shape)}, method="dm")
 
 
-# Images that are decoded ----------------------------------------------------------------------------------------------
+# Images that are decoded --------------------------------------------------------------------------
 
 
 class Decoded(Pixels):
@@ -254,7 +258,9 @@ def test_an_identity_as_decoder_is_the_run_on_pixels(data, method):
 
 
 def test_latents_get_the_transposed_gradient(data, tmp_path):
-    """x = w A, so that d loss / d w = (d loss / d x) A^T: one step from the same images, in both spaces."""
+    """x = w A, so that d loss / d w = (d loss / d x) A^T: one step from the same images, in both
+    spaces.
+    """
     matrix = torch.randn(784, 784, generator=stream(0, "matrix"), dtype=torch.float64) / 28
     settings = {"iterations": 1, "precision": "float64", "pool": "main"}
     images = Decoded(matrix)
@@ -274,7 +280,7 @@ def test_latents_get_the_transposed_gradient(data, tmp_path):
     )
 
 
-# Losses added to the method's -----------------------------------------------------------------------------------------
+# Losses added to the method's ---------------------------------------------------------------------
 
 
 def brightness(net, pixels, labels):
@@ -331,7 +337,7 @@ def test_an_extra_knows_net_and_labels(data):
     assert seen == [("ConvNet", [0, 0, 1, 1, 2, 2])]
 
 
-# Every method survives being stopped ----------------------------------------------------------------------------------
+# Every method survives being stopped --------------------------------------------------------------
 
 CASES = {
     "dc": ({"outer": 2, "inner": 2, "main_prob": 0.4}, {}),
@@ -371,7 +377,7 @@ def test_a_checkpoint_of_other_parts_is_refused(tmp_path, data, parts, words):
         run(data, parts | {"store": tmp_path})
 
 
-# What callers see, and what is left behind ----------------------------------------------------------------------------
+# What callers see, and what is left behind --------------------------------------------------------
 
 
 def test_a_callback_sees_every_iteration(data):

@@ -20,7 +20,7 @@ SMALL = {
 }
 
 
-# A method in ten lines: match the mean pixels of each class ----------------------------------------------------------
+# A method in ten lines: match the mean pixels of each class ---------------------------------------
 
 
 class MeanPixels(ddlib.Objective):
@@ -82,7 +82,9 @@ def test_its_name_is_in_the_name_of_a_store(data):
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("objective", [MeanPixels, MeanPixels()])
 def test_an_objective_may_be_passed_instead(data, objective):
-    """As a class or an object, which may serve several runs; the defaults are then those of the config."""
+    """As a class or an object, which may serve several runs; the defaults are then those of the
+    config.
+    """
     settings = DistillConfig(**SMALL, lr_images=1.0, momentum_images=0.0)
     passed = distill(settings, data, objective=objective, progress=False)
     assert passed.id == distill(config(), data, progress=False).id

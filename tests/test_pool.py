@@ -1,4 +1,6 @@
-"""The pool draws what it says: frequencies against their probabilities, at a fixed seed, by chi-square."""
+"""The pool draws what it says: frequencies against their probabilities, at a fixed seed, by
+chi-square.
+"""
 
 import json
 from collections import Counter

@@ -1,8 +1,10 @@
-"""No fast path without a witness: weights, accuracies and pixels are those of the plain loops in `benchmarks/plain.py`.
+"""No fast path without a witness: weights, accuracies and pixels are those of the plain loops in
+`benchmarks/plain.py`.
 
-Those know nothing of channels last, fused optimisers, pooling by matrix products or whole tensors, slices of the real
-batch, nets side by side on threads, bfloat16. Images have three colours, an epoch has several batches (the last one
-smaller), and training goes on after the drop of the learning rate.
+Those know nothing of channels last, fused optimisers, pooling by matrix products or whole tensors,
+slices of the real batch, nets side by side on threads, bfloat16. Images have three colours, an
+epoch has several batches (the last one smaller), and training goes on after the drop of the
+learning rate.
 """
 
 import functools
@@ -33,9 +35,10 @@ ACTIVATIONS = "relu", "sigmoid", "leakyrelu", "swish"
 NORMS = "none", "instance", "batch", "layer", "group"
 POOLINGS = "none", "average", "max"
 
-# Largest errors of an update, in proportion to it: at least twice what was measured. Low precisions are compared at a rate
-# so low that roundings hardly grow from step to step. bfloat16's are large where an instance norm sees nearly constant
-# maps (in PyTorch's own kernels no less: 0.2 to 0.6 of a first gradient). A wrong layout of gradients gives more than 1.
+# Largest errors of an update, in proportion to it: at least twice what was measured. Low precisions
+# are compared at a rate so low that roundings hardly grow from step to step. bfloat16's are large
+# where an instance norm sees nearly constant maps (in PyTorch's own kernels no less: 0.2 to 0.6 of
+# a first gradient). A wrong layout of gradients gives more than 1.
 EXACT, FLOAT32, BFLOAT16 = 1e-9, 1e-3, 0.3
 ROUGH = {"VGG11": 0.9, "ResNet18": 0.7}
 GENTLE = 3e-4
@@ -139,7 +142,9 @@ def test_nets_are_trained_and_tested_as_by_the_plain_loop(trained, name, protoco
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NETS)
 def test_low_precision_trains_nearly_the_same_nets(trained, name, precision):
-    """The median of three: now and then a rounding tips a relu or a maximum, and all goes another way."""
+    """The median of three: now and then a rounding tips a relu or a maximum, and all goes another
+    way.
+    """
     accuracies(name, "ce", 3, replace(TRAINING, precision=precision, lr=GENTLE))
     errors = []
     for seed, net in enumerate(trained):
@@ -211,7 +216,9 @@ def distillation_errors(name: str, precision: str) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", POOLS)
 def test_distillation_is_the_plain_loop(name):
-    """A set keeps its pixels in float32; the second loss sees those of the first iteration in float64."""
+    """A set keeps its pixels in float32; the second loss sees those of the first iteration in
+    float64.
+    """
     pixels, losses = distillation_errors(name, "float64")
     assert pixels <= 2e-5 and losses <= EXACT
 

@@ -13,9 +13,10 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from ..choose import CELL, choices
 from ..stats import LEVEL, UNIT, WITHIN, holm, interval, p_above, p_below, pair
 from .published import printed_accuracy, printed_noise, read_published
-from .selection import CELL, arms, choices, comparable, images_of
+from .selection import arms, comparable, images_of
 from .tables import NETS, WITHOUT_ITERATION
 
 MARGIN = (
@@ -268,8 +269,8 @@ def claim_cells(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
 
 
 def claims(cells: pd.DataFrame) -> pd.DataFrame:
-    """A line per claim and ipc of `claim_cells`: number, claim, ipc, verdict, measured ("5 of 6"), evidence (one
-    sentence), n.
+    """A line per claim and ipc of `claim_cells`: number, claim, ipc, verdict, measured, evidence,
+    n.
     """
     lines = []
     for (number, ipc), group in cells.groupby(["claim", "ipc"], sort=False):

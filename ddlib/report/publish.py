@@ -4,12 +4,13 @@ markers.
 
 import pandas as pd
 
+from ..choose import choices
 from ..results import read_results
 from ..store import ROOT, write_atomic
 from ..study.profiles import PROFILES, Profile
 from .audit import RULE, SETS, Scope, audit, claim_cells, claims, compatible
 from .published import printed_accuracy
-from .selection import IMAGES, arms, choices, comparable
+from .selection import IMAGES, arms, comparable
 from .tables import caption, in_order, read_published, table, to_latex, to_markdown, wide
 
 TABLES = ROOT / "paper" / "tables"

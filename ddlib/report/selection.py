@@ -6,6 +6,7 @@ how it was trained). Tables, claims and figures all speak of images and arms.
 
 import pandas as pd
 
+from ..choose import CELL, choices
 from ..config import DistillConfig, EvalConfig
 
 # (method, pool) -> what readers see. Of the pools only those as the paper prints them; see
@@ -20,7 +21,6 @@ IMAGES = {
 }
 RELEASED_POOL = "model pool as released"
 ARMS = ("CE", "CE, lr chosen", "KD", "½ CE", "released KD")
-CELL = ["ipc", "method", "pool", "net"]  # what a temperature or learning rate is chosen for
 SETTING = ["epochs", "batch", "momentum", "weight_decay", "precision"]
 
 
@@ -70,32 +70,6 @@ def images_of(rows: pd.DataFrame) -> pd.Series:
         [IMAGES.get(key, " ".join(key).strip()) for key in keys], index=rows.index, dtype=str
     )
     return names.where(usual & plain, "").mask(usual & released, RELEASED_POOL)
-
-
-def choices(rows: pd.DataFrame, protocol: str, setting: str, split: str = "val") -> pd.DataFrame:
-    """What was chosen on validation images: a line per `CELL` with chosen, candidates (text),
-    at_edge, n (nets a candidate).
-
-    Chosen is the value with the best mean accuracy on `split`; ties go to the smallest. Test images
-    are looked at only with split "test". A cell with fewer than two candidates is left out: nothing
-    was chosen there.
-    """
-    sweep = rows[(rows["protocol"] == protocol) & (rows["split"] == split)]
-    lines = []
-    for cell, group in sweep.groupby(CELL, sort=False):
-        means = group.groupby(setting)["accuracy"].mean()
-        if len(means) > 1:
-            chosen, values = float(means.idxmax()), sorted(means.index)
-            line = dict(zip(CELL, cell, strict=True)) | {
-                "setting": setting,
-                "chosen": chosen,
-                "candidates": ", ".join(f"{value:g}" for value in values),
-                "at_edge": chosen in (values[0], values[-1]),
-                "n": int(group.groupby(setting).size().min()),
-            }
-            lines.append(line)
-    columns = [*CELL, "setting", "chosen", "candidates", "at_edge", "n"]
-    return pd.DataFrame(lines, columns=columns)
 
 
 def is_chosen(rows: pd.DataFrame, chosen: pd.DataFrame, setting: str) -> pd.Series:

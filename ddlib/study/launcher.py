@@ -1,100 +1,155 @@
-"""The launcher behind `make reproduce`: runs notebooks 01 to 05 in sequence under papermill with one profile.
+"""Runs a study: all notebooks in sequence, or the tasks of its plan for as long as there is time.
 
-Exit status: 0 done, 1 a notebook failed, 2 a mistake in the command, 130 stopped with Ctrl-C.
+    python -m ddlib --profile quick
+    python -m ddlib work --profile paper --budget 8m --store DIR     (goes on at every call)
+    python -m ddlib status --profile paper --store DIR
+    python -m ddlib publish --profile paper --store DIR              (copies its results to paper/)
+
+Exit status: 0 done, 1 a notebook or task failed, 2 a mistake, 130 stopped with Ctrl-C.
 """
 
 import argparse
 import os
+import re
 import sys
-import threading
 import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+import pandas as pd
 
 from ..errors import DDError
 from ..progress import VARIABLE
 from ..store import ROOT
-from .profiles import PROFILES, get_profile, parse_settings
+from .plan import Task, plan, select
+from .profiles import PROFILES, parse_settings
 from .study import Study
+from .tasks import is_done, run_plan
 
 NOTEBOOKS = ("01_distill", "02_pool_ablation", "03_kd_eval", "04_tables", "05_audit")
-
-
-def parse_arguments(words=None):
-    parser = argparse.ArgumentParser(prog="python -m ddlib", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--profile", default="quick", help=f"what to run: {', '.join(PROFILES)} (default: quick)"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="override a setting of the profile",
-    )
-    parser.add_argument("--out", default=None, help="where to write (default: this repository)")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with what an earlier run has finished"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument(
-        "--data-root", default=None, help="where CIFAR-10 lies or is downloaded to (default: data/)"
-    )
-    return parser.parse_args(words)
-
-
-def main(words=None):
-    arguments = parse_arguments(words)
-    try:
-        run(arguments)
-    except DDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except NotebookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "\nstopped; nothing is lost. The same command with --resume goes on from here (make reproduce does)."
-        )
-        return 130
-    return 0
+FILTERS = {"ipc": int, "seed": int, "pool": str, "net": str, "protocol": str}
+SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 class NotebookError(Exception):
     """A notebook stopped with an error."""
 
 
-def run(arguments):
+def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
+    """The command line. Raises `DDError` for an option of another command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ddlib", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("command", nargs="?", default="notebooks", choices=COMMANDS, help="default: notebooks")
+    add("--profile", default="quick", help=f"{', '.join(PROFILES)} (default: quick)")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="override a setting")
+    add("--out", "--store", help="where to write (default: this repository)")
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--data-root", help="where CIFAR-10 lies or is downloaded to (default: data/)")
+    add("--resume", action="store_true", help="notebooks: go on with what is there")
+    add = parser.add_argument_group("work and status").add_argument
+    add("--budget", help="90s, 8m, 2h (default: until all is done)")
+    add("--n", type=int, help="nets per cell (default: the profile's)")
+    add("--until", type=int, help="only up to this iteration")
+    for name, kind in FILTERS.items():
+        add(f"--{name}", type=kind, action="append", default=[], help=f"only this {name}")
+    arguments = parser.parse_args(words)
+    for name in ("budget", "n", "until", *FILTERS):
+        if getattr(arguments, name) and arguments.command not in ("work", "status"):
+            raise DDError(f"--{name} belongs to the commands work and status")
+    return arguments
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    try:
+        arguments = parse_arguments(words)
+        arguments.settings = parse_settings(arguments.set)
+        path = Path(str(arguments.settings.get("dataset", "")))
+        if path.name and path.exists():  # notebooks run in another folder
+            arguments.settings["dataset"] = str(path.resolve())
+        place = arguments.out, arguments.device, arguments.data_root
+        study = Study(arguments.profile, arguments.settings, *place)
+        return COMMANDS[arguments.command](study, arguments)
+    except (DDError, NotebookError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, DDError) else 1
+    except KeyboardInterrupt:
+        print("\nstopped; nothing is lost: the same command goes on (of notebooks: with --resume)")
+        return 130
+
+
+def work(study: Study, arguments: Namespace) -> int:
+    """Do the tasks of the plan until the budget is spent."""
+    budget = parse_duration(arguments.budget) if arguments.budget else None
+    study.progress = sys.stderr.isatty()
+    return int(
+        bool(run_plan(study, tasks_of(study, arguments), budget, partial(print, flush=True)))
+    )
+
+
+def status(study: Study, arguments: Namespace) -> int:
+    """How many tasks of the plan are done and left, by ipc, seed and kind, and what comes next."""
+    tasks, keys = tasks_of(study, arguments), ["ipc", "seed", "kind"]
+    left = [task for task in tasks if not is_done(task, study)]
+    places = [(t.images.ipc, t.images.seed, type(t).__name__.lower(), t not in left) for t in tasks]
+    done = pd.DataFrame(places, columns=[*keys, "done"]).groupby(keys, sort=False)["done"]
+    table = done.agg(tasks="size", done="sum").eval("left = tasks - done").reset_index()
+    print(table.to_string(index=False))
+    print(f"next: {left[0]}" if left else "all tasks are done")
+    return 0
+
+
+def publish(study: Study, arguments: Namespace) -> int:
+    """Copy tables and latest sets of a study to paper/."""
+    study.publish(ROOT / "paper")
+    study.publish_sets(ROOT / "paper")
+    print(*study.written, sep="\n")
+    return 0
+
+
+def tasks_of(study: Study, arguments: Namespace) -> list[Task]:
+    """The tasks that the filters let through."""
+    only = {name: getattr(arguments, name) for name in FILTERS}
+    return select(plan(study.profile, n=arguments.n), arguments.until, **only)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90s", "8m" or "2h"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match:
+        raise DDError(f"budget is {text!r}; needed: a number with s, m or h, such as 8m")
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def run_notebooks(study: Study, arguments: Namespace) -> int:
     """Check everything that can be checked beforehand, run the notebooks, say what came out."""
-    settings = parse_settings(arguments.set)
-    if "dataset" in settings and Path(str(settings["dataset"])).exists():
-        settings["dataset"] = str(
-            Path(settings["dataset"]).resolve()
-        )  # notebooks run in another folder
-    get_profile(arguments.profile, settings)
-    study = Study(arguments.profile, settings, arguments.out, arguments.device, arguments.data_root)
     if study.runs.exists() and not arguments.resume:
         raise DDError(
-            f"{study.runs} holds an earlier run; --resume goes on with it, --out DIR writes elsewhere"
+            f"{study.runs} holds an earlier run; --resume goes on, --out writes elsewhere"
         )
     print(study, flush=True)  # loads the data: a missing data set is found out here
     parameters = {
         "profile": arguments.profile,
-        "settings": settings,
+        "settings": arguments.settings,
         "out": str(study.out),
         "device": arguments.device,
-        "data_root": str(Path(arguments.data_root).resolve()) if arguments.data_root else None,
+        "data_root": str(Path(study.data_root).resolve()) if arguments.data_root else None,
     }
     notebooks = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     check_parameters(notebooks, parameters)
-    started, executed = time.perf_counter(), []
+    started = time.perf_counter()
     for i, notebook in enumerate(notebooks, 1):
         print(f"[{i}/{len(notebooks)}] {notebook.stem}", flush=True)
-        executed.append(execute(notebook, study.runs / "notebooks" / notebook.name, parameters))
-    report(study, executed, time.perf_counter() - started)
+        execute(notebook, study.runs / "notebooks" / notebook.name, parameters)
+    report(study, time.perf_counter() - started)
+    return 0
 
 
-def check_parameters(notebooks, parameters):
+def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, object]) -> None:
     """papermill only warns of a parameter that a notebook does not have; here it is an error."""
     import papermill
 
@@ -102,93 +157,43 @@ def check_parameters(notebooks, parameters):
         known = papermill.inspect_notebook(str(notebook))
         for name in parameters:
             if name not in known:
-                raise DDError(
-                    f"{notebook.name} has no parameter {name!r}; valid: {', '.join(known)}"
-                )
+                valid = ", ".join(known)
+                raise DDError(f"{notebook.name} has no parameter {name!r}; valid: {valid}")
 
 
-def execute(notebook, target, parameters):
+def execute(notebook: Path, target: Path, parameters: Mapping[str, object]) -> None:
     """Execute one notebook into `target`, its progress on the terminal."""
     import papermill
 
     os.environ.pop("JUPYTER_PATH", None)
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = (
-        "1"  # the kernel of this environment, whatever else the user has installed
-    )
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, whatever else there is
+    terminal = Path(f"/proc/{os.getpid()}/fd/2")
+    if sys.stderr.isatty() and terminal.exists():  # the kernel draws its bars there
+        os.environ[VARIABLE] = str(terminal)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with shown_progress(target.parent / ".progress"):
-        try:
-            papermill.execute_notebook(
-                str(notebook),
-                str(target),
-                parameters,
-                kernel_name="python3",
-                progress_bar=False,
-                cwd=str(ROOT),
-                extra_arguments=[
-                    "--log-level=CRITICAL"
-                ],  # to the kernel: a stopped one need not say so at length
-            )
-        except papermill.PapermillExecutionError as error:
-            if error.ename == "DDError":
-                raise DDError(error.evalue) from error
-            raise NotebookError(
-                f"{target} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}"
-            ) from error
-    return target
+    options = {"kernel_name": "python3", "progress_bar": False, "cwd": str(ROOT)}
+    options["extra_arguments"] = ["--log-level=CRITICAL"]  # a stopped kernel need not say so
+    try:
+        papermill.execute_notebook(str(notebook), str(target), parameters, **options)
+    except papermill.PapermillExecutionError as error:
+        if error.ename == "DDError":
+            raise DDError(error.evalue) from error
+        place = f"{target} stopped in cell {error.exec_count}"
+        raise NotebookError(f"{place}: {error.ename}: {error.evalue}") from error
 
 
-class shown_progress:
-    """While open, whatever the kernel's progress bars write to `path` is copied to this process's stderr."""
-
-    def __init__(self, path):
-        self.path, self.done = path, threading.Event()
-
-    def __enter__(self):
-        self.path.write_text("")
-        os.environ[VARIABLE] = str(self.path)
-        self.thread = threading.Thread(target=self.copy, daemon=True)
-        self.thread.start()
-
-    def copy(self):
-        with open(self.path) as file:
-            while not self.done.is_set():
-                text = file.read()
-                if text and sys.stderr.isatty():
-                    sys.stderr.write(text)
-                elif text:  # a log: one line now and then instead of a bar redrawn in place
-                    sys.stderr.write(
-                        text.replace("\r", "\n").strip().rsplit("\n", 1)[-1].rstrip() + "\n"
-                    )
-                sys.stderr.flush()
-                self.done.wait(0.5 if sys.stderr.isatty() else 15)
-
-    def __exit__(self, *_):
-        self.done.set()
-        self.thread.join()
-        os.environ.pop(VARIABLE)
-        self.path.unlink(missing_ok=True)
-
-
-def report(study, executed, seconds):
-    """Print the result table and the paths of everything that was made."""
-    out, name = study.out, study.name
-    table = out / "paper" / "tables" / f"{name}-table4.md"
-    print(f"\n{table.read_text()}")
+def report(study: Study, seconds: float) -> None:
+    """Print Table 4 and the paths of everything that was made."""
+    tables, results = (study.out / "paper" / part for part in ("tables", "results"))
+    print(f"\n{(tables / f'{study.name}-table4.md').read_text()}")
     groups = {
-        "executed notebooks": executed,
-        "results": [
-            out / "paper" / "results" / f"{name}.csv",
-            *sorted((out / "paper" / "tables").glob(f"{name}-*")),
-        ],
+        "executed notebooks": sorted((study.runs / "notebooks").glob("*.ipynb")),
+        "results": [*sorted((results / study.name).glob("*")), *tables.glob(f"{study.name}-*")],
         "figures": sorted(study.figures.glob("*.png")),
     }
     for title, paths in groups.items():
-        print(f"{title}:")
-        for path in paths:
-            print(f"  {os.path.relpath(path)}")
+        print(f"{title}:", *(f"  {os.path.relpath(path)}" for path in paths), sep="\n")
     print(f"done in {seconds / 60:.1f} minutes")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+COMMANDS = {"notebooks": run_notebooks, "work": work, "status": status, "publish": publish}

@@ -1,42 +1,43 @@
 """Profiles: the settings of a whole study, as data in one place.
 
-Any setting can be overridden by name (`get_profile("quick", {"iterations": 50})`); an unknown name is an error at once.
+Any setting can be overridden by name (`get_profile("quick", {"iterations": 50})`); an unknown name
+is an error at once.
 """
 
+import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
-from ..config import DistillConfig, EvalConfig, check_types, coerce
+from ..config import DistillConfig, EvalConfig, check_types, coerce, differences
 from ..errors import DDError, check_choice, check_range
 from ..nets import NETS
 from ..pool import PRESETS
+from ..results import canonical
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A whole study: what is distilled, what is evaluated, and at which scale. `note` says how it differs from the paper."""
+    """A whole study: what is distilled, what is evaluated, and at which scale.
+
+    Candidates of the temperature and the learning rate are compared on validation images; `tau` is
+    used where nothing is chosen.
+    """
 
     name: str
-    note: str
+    note: str  # how it differs from the paper
     dataset: str
     val_fraction: float = 0.1
     ipcs: tuple[int, ...] = (1, 10)
-    seeds: tuple[int, ...] = (0, 1, 2)  # distillation seeds
+    later_ipcs: tuple[int, ...] = ()  # when everything else is done
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the distillations
     iterations: int = 3000
     snapshots: tuple[int, ...] = (1000, 2000, 3000)
-    report: tuple[int, ...] = (
-        1000,
-        2000,
-    )  # iterations that the tables show besides the last; each is a snapshot too
-    pools: tuple[str, ...] = (
-        "total_random",
-        "main_plus_others",
-        "main_plus_similar",
-    )  # 02: Table 5, beside the main model
+    report: tuple[int, ...] = (1000, 2000)  # snapshots that the tables show besides the last
+    # Table 5, beside the main model alone:
+    pools: tuple[str, ...] = ("total_random", "main_plus_others", "main_plus_similar")
     main_prob: float = 0.9
-    main_probs: tuple[
-        float, ...
-    ] = ()  # 02: more points of the curve over the main model's probability
+    main_probs: tuple[float, ...] = ()  # more points of the curve over the main model's probability
     warmup: int = 0
     similar_depth: int | None = None
     batch_real: int = 256
@@ -47,17 +48,12 @@ class Profile:
     inner: int | None = None
     nets: tuple[str, ...] = tuple(NETS)
     n_eval: int = 10  # nets per set, architecture and protocol
-    n_audit: int = 10  # the same for the released code's losses (authors-2023)
+    n_audit: int = 10  # the same for the released code's losses and the curve over probabilities
     epochs: int = 301
     alpha: float = 0.5
-    tau: float = 1.5  # used where nothing is chosen
-    taus: tuple[float, ...] = (
-        1.0,
-        1.5,
-        2.0,
-        4.0,
-        8.0,
-    )  # candidates of the sweep on validation images
+    tau: float = 1.5
+    taus: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0, 8.0)  # candidates of KD's temperature
+    lrs: tuple[float, ...] = (0.0025, 0.005, 0.01, 0.02, 0.04)  # of plain CE's learning rate
     n_sweep: int = 2  # nets per candidate
     full_nets: tuple[str, ...] = ()  # nets trained on the full data
     full_epochs: int = 20
@@ -65,139 +61,121 @@ class Profile:
     eval_precision: str = "float32"
     slice_size: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
-        if not set(self.reported) <= {*self.snapshots, self.iterations}:
+        reachable = {*self.snapshots, self.iterations}
+        if not set(self.reported) <= reachable:
             raise DDError(
-                f"report is {self.report}; allowed: {(*self.snapshots, self.iterations)} (snapshots, iterations)"
+                f"report is {self.report}; allowed: {sorted(reachable)} (snapshots, iterations)"
             )
+        for name in ("ipcs", "seeds", "nets", "taus", "lrs"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise DDError(f"{name} is {values}; it needs at least one value, and each once")
         for pool in self.pools:
             check_choice("pool", pool, PRESETS)
         for net in (*self.nets, *self.full_nets):
             check_choice("net", net, NETS)
-        for name in ("ipcs", "seeds", "nets", "taus"):
-            if not getattr(self, name):
-                raise DDError(f"{name} is empty; it needs at least one value")
-        check_range("n_eval", self.n_eval, 1)
-        check_range("n_audit", self.n_audit, 1)
-        check_range("n_sweep", self.n_sweep, 1)
+        for name in ("n_eval", "n_audit", "n_sweep", "full_epochs"):
+            check_range(name, getattr(self, name), 1)
         check_range("val_fraction", self.val_fraction, 0, 0.9)
-        check_range("full_epochs", self.full_epochs, 1)
         for value in self.main_probs:
             check_range("main_probs", value, 0, 1)
-        for ipc in self.ipcs:
+        for ipc in (*self.ipcs, *self.later_ipcs):
             for seed in self.seeds:
                 self.distill_config("main", seed, ipc)
         for tau in (self.tau, *self.taus):
             self.eval_config(tau=tau)
+        for lr in self.lrs:
+            self.eval_config(lr=lr)
 
     @property
-    def reported(self):
+    def reported(self) -> tuple[int, ...]:
         """The iterations that the tables show: those of `report` that are reached, and the last."""
         return (*(k for k in self.report if k < self.iterations), self.iterations)
 
-    def distill_config(self, pool, seed, ipc=None, **changes):
-        """The `DistillConfig` of one distillation of this study."""
-        names = (
-            "iterations",
-            "main_prob",
-            "warmup",
-            "similar_depth",
-            "batch_real",
-            "batch_bn",
-            "width",
-            "width_factor",
-            "outer",
-            "inner",
-            "precision",
-            "slice_size",
-        )
-        settings = {n: getattr(self, n) for n in names} | {
-            "ipc": self.ipcs[0] if ipc is None else ipc,
-            "pool": pool,
-            "seed": seed,
-        }
-        snapshots = tuple(k for k in self.snapshots if k <= self.iterations)
-        return DistillConfig(**(settings | {"snapshots": snapshots} | changes))
+    def distill_config(
+        self, pool: str, seed: int, ipc: int | None = None, **changes: object
+    ) -> DistillConfig:
+        """The `DistillConfig` of one distillation of this study; `ipc`: by default the first."""
+        settings = {"ipc": self.ipcs[0] if ipc is None else ipc, "pool": pool, "seed": seed}
+        settings["snapshots"] = tuple(k for k in self.snapshots if k <= self.iterations)
+        return DistillConfig(**(self.shared(DistillConfig) | settings | changes))
 
-    def eval_config(self, **changes):
+    def eval_config(self, **changes: object) -> EvalConfig:
         """The `EvalConfig` of this study."""
-        names = ("epochs", "width", "width_factor", "alpha", "tau")
-        settings = {n: getattr(self, n) for n in names} | {"precision": self.eval_precision}
+        settings = self.shared(EvalConfig) | {"precision": self.eval_precision}
         return EvalConfig(**(settings | changes))
 
-
-PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile(
-            name="quick",
-            note="scikit-learn's digits at 32x32, slim nets: the pipeline and the effect in minutes on a laptop",
-            dataset="digits",
-            val_fraction=0.2,
-            ipcs=(1,),
-            seeds=(0, 1),
-            iterations=40,
-            snapshots=(0, 10, 20, 40),
-            report=(),
-            main_probs=(0.5,),
-            batch_real=32,
-            width=32,
-            width_factor=0.25,
-            n_eval=2,
-            n_audit=1,
-            epochs=61,
-            taus=(1.5, 4.0),
-            n_sweep=1,
-            full_nets=("ConvNet", "MLP", "LeNet"),
-            full_epochs=20,
-        ),
-        Profile(
-            name="cifar10-small",
-            note="CIFAR-10 on a laptop CPU: ipc 1, slim nets, fewer iterations",
-            dataset="cifar10",
-            ipcs=(1,),
-            seeds=(0, 1),
-            iterations=300,
-            snapshots=(0, 100, 200, 300),
-            report=(),
-            batch_real=32,
-            width=32,
-            width_factor=0.25,
-            n_eval=2,
-            n_audit=1,
-            epochs=151,
-            taus=(1.5, 4.0),
-            n_sweep=1,
-            full_nets=("ConvNet", "MLP", "LeNet"),
-            full_epochs=5,
-        ),
-        Profile(
-            name="paper",
-            note="the paper's settings: full width, 256 real images a class",
-            dataset="cifar10",
-            snapshots=(0, 100, 200, 500, 1000, 2000, 3000),
-            precision="bfloat16",
-            eval_precision="bfloat16",
-            main_probs=(0.5, 0.7, 0.8),
-            full_nets=tuple(NETS),
-            full_epochs=100,
-        ),
-    )
-}
+    def shared(self, config: type) -> dict:
+        """The settings that a config class has too."""
+        names = {field.name for field in fields(config)}
+        return {name: value for name, value in vars(self).items() if name in names}
 
 
-def get_profile(name, settings=None):
-    """The profile `name` with `settings` (a dict of overrides) applied. Raises `DDError` for an unknown name or a bad value."""
+SLIM = {"ipcs": (1,), "report": (), "batch_real": 32, "width": 32, "width_factor": 0.25}
+SLIM |= {"taus": (1.5, 4.0), "lrs": (0.005, 0.01, 0.02), "n_sweep": 1, "n_audit": 1}
+SLIM |= {"full_nets": ("ConvNet", "MLP", "LeNet")}
+QUICK = Profile(
+    name="quick",
+    note="scikit-learn's digits at 32x32, slim nets: pipeline and effect in minutes on a laptop",
+    dataset="digits",
+    val_fraction=0.2,
+    iterations=40,
+    snapshots=(0, 10, 20, 40),
+    main_probs=(0.5,),
+    n_eval=1,
+    epochs=61,
+    **SLIM,
+)
+SMALL = Profile(
+    name="cifar10-small",
+    note="CIFAR-10 on a laptop CPU: ipc 1, slim nets, fewer iterations",
+    dataset="cifar10",
+    seeds=(0, 1),
+    iterations=300,
+    snapshots=(0, 100, 200, 300),
+    n_eval=2,
+    epochs=151,
+    full_epochs=5,
+    **SLIM,
+)
+PAPER = Profile(
+    name="paper",
+    note="the paper's settings: full width, 256 real images a class",
+    dataset="cifar10",
+    later_ipcs=(50,),
+    snapshots=(0, 100, 200, 500, 1000, 2000, 3000),
+    precision="bfloat16",
+    eval_precision="bfloat16",
+    main_probs=(0.5, 0.7, 0.8),
+    full_nets=tuple(NETS),
+    full_epochs=100,
+)
+PROFILES = {profile.name: profile for profile in (QUICK, SMALL, PAPER)}
+
+
+def get_profile(name: str, settings: Mapping[str, object] | None = None) -> Profile:
+    """The profile `name` with `settings` applied. Raises `DDError` for a wrong name or value."""
     profile = PROFILES[check_choice("profile", name, PROFILES)]
-    known = [f.name for f in fields(Profile) if f.name not in ("name", "note")]
+    known = [field.name for field in fields(Profile) if field.name not in ("name", "note")]
     for key in settings or {}:
         check_choice("setting", key, known)
     return replace(profile, **{k: coerce(Profile, k, v) for k, v in (settings or {}).items()})
 
 
-def parse_settings(pairs):
-    """`["iterations=50", "ipcs=1,10"]` as a dict for `get_profile`. Values are JSON, or words; commas make lists."""
+def study_name(profile: Profile) -> str:
+    """The profile's name and, if settings differ from it, a hash of those: results never mix.
+
+    A setting that is new today orphans nothing of yesterday: what is at its default is not hashed.
+    """
+    changed = differences(profile, PROFILES[profile.name])
+    digest = hashlib.sha256(canonical(changed).encode()).hexdigest()
+    return f"{profile.name}-{digest[:6]}" if changed else profile.name
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, object]:
+    """`["iterations=50", "ipcs=1,10"]` as a dict: values are JSON, or words; commas make lists."""
     settings = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -207,7 +185,8 @@ def parse_settings(pairs):
     return settings
 
 
-def parse_value(text):
+def parse_value(text: str) -> object:
+    """One value of `parse_settings`."""
     if "," in text and not text.startswith("["):
         return [parse_value(part.strip()) for part in text.split(",") if part.strip()]
     try:

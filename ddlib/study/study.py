@@ -1,233 +1,188 @@
-"""A study: one profile's data, distillations and evaluations, kept in a folder and never computed twice.
+"""A study: one profile's data, sets and rows, kept in a folder and never computed twice."""
 
-The notebooks are written against this class. `out` holds everything that a study makes:
-`runs/<name>/` (synthetic sets, checkpoints, rows.csv), `figures/<name>/`, `paper/results/` and `paper/tables/`.
-"""
-
-import hashlib
 import os
-import threading
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import pandas as pd
-import torch
+from matplotlib.figure import Figure
 
-from .. import data as data_module
-from ..data import load_data
+from ..config import DistillConfig
+from ..data import Data, full_real, load_data, random_real
 from ..distill import distill
-from ..evaluate import evaluate
-from ..fast import side_by_side
+from ..errors import DDError
 from ..machine import pick_device
-from ..results import Results, read_rows
-from ..run import store_name
+from ..results import TRAINING, Results, read_results
+from ..run import snapshot_name, store_name
 from ..store import ROOT, write_atomic
-from ..synset import load_synset
-from .profiles import PROFILES, get_profile
+from ..synset import SyntheticSet, load_synset
+from .plan import POOLS, ImageSet, Sweep, Task, plan, select
+from .profiles import get_profile, study_name
+from .tasks import Stop, rows_of, run_plan
 
 OUT_VARIABLE = "DDLIB_OUT"  # another place for everything a study writes; the tests use it
 
 
 class Study:
-    """One profile, run with `settings` (overrides by name). Everything it makes is found again by the next process.
+    """One profile, run with `settings` (by name). What it makes is found again by the next process.
 
-    `out`: where to write (default: the environment's DDLIB_OUT, else the repository's root). `device`: "auto", "cpu" or
-    "cuda". `data_root`: where CIFAR-10 lies (default: `data/` in the repository).
+    `out`: where to write `runs/<name>/` (sets and checkpoints in `distill`, rows in `rows`),
+    `figures/<name>/` and `paper/` (default: the environment's DDLIB_OUT, else the repository).
+    `device`: "auto", "cpu" or "cuda". `data_root`: where CIFAR-10 lies (default: its `data/`).
     """
 
     def __init__(
-        self, profile="quick", settings=None, out=None, device="auto", data_root=None, progress=True
-    ):
-        self.profile = get_profile(profile, settings)
-        self.out = Path(out or os.environ.get(OUT_VARIABLE) or ROOT).resolve()
-        self.device, self.data_root, self.progress = (
-            pick_device(device),
-            data_root or ROOT / "data",
-            progress,
-        )
-        self.name = study_name(self.profile)
-        self.runs = self.out / "runs" / self.name
-        self.figures = self.out / "figures" / self.name
-        self.written = []
-        self._data, self._results = None, None
-
-    @property
-    def data(self):
-        """The data set, loaded at first use."""
-        if self._data is None:
-            p = self.profile
-            self._data = load_data(p.dataset, self.data_root, self.device, p.val_fraction)
-        return self._data
-
-    @property
-    def results(self):
-        """The rows of this study (runs/<profile>/rows.csv)."""
-        if self._results is None:
-            self._results = Results(self.runs / "rows.csv")
-        return self._results
-
-    def distill(self, pool, seed, ipc=None, **changes):
-        """One distillation, from its folder if it is finished, from its checkpoint if it was interrupted."""
-        return self._distill(
-            self.profile.distill_config(pool, seed, ipc, **changes), progress=self.progress
-        )
-
-    def distill_all(self, pool, ipc=None, **changes):
-        """The distillations of every seed, a list in the order of `profile.seeds`; on a CPU as many at once as it has threads.
-
-        Of several at once the bar shows the first. After Ctrl-C all of them go on from where they were.
-        """
-        configs = [
-            self.profile.distill_config(pool, seed, ipc, **changes) for seed in self.profile.seeds
-        ]
-        size, interrupted, made = (
-            1 if self.device.type == "cuda" else torch.get_num_threads(),
-            threading.Event(),
-            [],
-        )
-        for i in range(0, len(configs), size):
-            group = configs[i : i + size]
-            works = [
-                lambda c=c, show=(c is group[0] and self.progress): self._distill(
-                    c, show, lambda k: interrupted.is_set()
-                )
-                for c in group
-            ]
-            try:
-                made += side_by_side(works, self.data.device)
-            except BaseException:
-                interrupted.set()  # the others stop after their iteration
-                raise
-        return made
-
-    def _distill(self, config, progress, stop=None):
-        store = self.runs / "distill" / store_name(config, self.data)
-        return distill(config, self.data, store=store, progress=progress, stop=stop)
-
-    def reported(self, synsets):
-        """Of distilled sets with their history: those at the iterations that the tables show."""
-        return [
-            s for final in synsets for s in final.history if s.iteration in self.profile.reported
-        ]
-
-    def random_real(self, ipc=None):
-        """The baseline: random real images, one set per distillation seed."""
-        return [
-            data_module.random_real(self.data, ipc or self.profile.ipcs[0], seed)
-            for seed in self.profile.seeds
-        ]
-
-    def evaluate(
         self,
-        synsets,
-        nets=None,
-        protocol="ce",
-        n_eval=None,
-        teacher="ConvNet",
-        split="test",
-        **settings,
-    ):
-        """Evaluate sets at the profile's settings, `settings` overriding single ones; returns their rows."""
+        profile: str = "quick",
+        settings: Mapping[str, object] | None = None,
+        out: str | Path | None = None,
+        device: str = "auto",
+        data_root: str | Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.profile, self.device = get_profile(profile, settings), pick_device(device)
+        self.out = Path(out or os.environ.get(OUT_VARIABLE) or ROOT).resolve()
+        self.data_root, self.progress = Path(data_root or ROOT / "data"), progress
+        self.name = study_name(self.profile)
+        self.runs, self.figures = (self.out / part / self.name for part in ("runs", "figures"))
+        self.written: list[Path] = []
+        self.chosen: dict[Sweep, float] = {}  # see `tasks.chosen_value`
+        self.load = lru_cache(64)(self._load)
+
+    @cached_property
+    def data(self) -> Data:
+        """The data set, loaded at first use."""
         p = self.profile
-        config = replace(p.eval_config(), **settings)
-        return evaluate(
-            synsets,
-            self.data,
-            nets or p.nets,
-            protocol,
-            n_eval or p.n_eval,
-            teacher=teacher,
-            split=split,
-            config=config,
-            results=self.results,
-            progress=self.progress,
-        )
+        return load_data(p.dataset, self.data_root, self.device, p.val_fraction)
 
-    def full_data(self):
-        """Rows of nets trained on all training images, for the nets and epochs that the profile affords."""
-        p = self.profile
-        if not p.full_nets:
-            return self.results.frame().iloc[:0]
-        return self.evaluate(
-            [data_module.full_real(self.data)], p.full_nets, n_eval=1, epochs=p.full_epochs
-        )
+    @cached_property
+    def results(self) -> Results:
+        """The rows of this study, read at first use."""
+        return Results(self.runs / "rows")
 
-    def choose_tau(self, synsets):
-        """Per net the temperature with the best mean accuracy on the validation images.
+    def config(self, images: ImageSet) -> DistillConfig:
+        """The settings of a distillation."""
+        changes = {"method": images.method} | dict(images.changes)
+        return self.profile.distill_config(images.pool, images.seed, images.ipc, **changes)
 
-        Returns `(taus, rows)`: a dict net -> tau, and the sweep's rows. The same nets are tested on the test images too, which
-        the choice does not see: the audit asks what choosing there would have added.
+    def path(self, images: ImageSet) -> Path:
+        """The file of a distilled set; log and checkpoint lie beside it."""
+        folder = self.runs / "distill" / store_name(self.config(images), self.data)
+        return folder / snapshot_name(images.iteration)
+
+    def has(self, images: ImageSet) -> bool:
+        """Whether a set is there; real images always are."""
+        return images.is_real or self.path(images).is_file()
+
+    def _load(self, images: ImageSet) -> SyntheticSet:
+        """A set that is there; `load` remembers the last ones."""
+        if images.method == "random_real":
+            return random_real(self.data, images.ipc, images.seed)
+        return full_real(self.data) if images.is_real else SyntheticSet.load(self.path(images))
+
+    def distill(
+        self, images: ImageSet, stop: Stop | None = None, progress: bool = True
+    ) -> SyntheticSet:
+        """Distil up to the iteration of `images` or `stop()`: the set with its history and log.
+
+        A finished distillation is read back, an interrupted one goes on from its checkpoint.
         """
+
+        def is_over(iteration: int) -> bool:
+            return iteration >= images.iteration or bool(stop and stop())
+
+        config, folder = self.config(images), self.path(images).parent
+        show = progress and self.progress
+        return distill(config, self.data, store=folder, progress=show, stop=is_over)
+
+    def distill_all(
+        self, pool: str, ipc: int | None = None, **changes: object
+    ) -> list[SyntheticSet]:
+        """The finished distillations of every seed, in the order of `profile.seeds`."""
+        p, pairs = self.profile, tuple(changes.items())
+        sets = [ImageSet("dc", pool, ipc or p.ipcs[0], s, p.iterations, pairs) for s in p.seeds]
+        self.do(sets)
+        return [self.distill(images, progress=False) for images in sets]
+
+    def run(self, part: str | None = None, **filters: Collection) -> pd.DataFrame:
+        """Do the plan or a part of it (`plan.PARTS`), filtered by `select`; returns its rows."""
+        tasks = select(plan(self.profile, part), **filters)
+        self.do(tasks)
+        return self.rows(tasks)
+
+    def do(self, tasks: Sequence[Task]) -> None:
+        """Do tasks under a bar. If some fail, says so when all others are done."""
+        if failures := run_plan(self, tasks, say=None):
+            task, error = failures[0]
+            kind = DDError if isinstance(error, DDError) else RuntimeError
+            raise kind(f"{len(failures)} tasks failed; the first: {task}: {error}") from error
+
+    def rows(self, tasks: Sequence[Task]) -> pd.DataFrame:
+        """The finished rows of tasks, as `results.flat` gives them."""
+        rows, frame = [row for task in tasks for row in rows_of(task, self)], self.results.frame()
+        keys = {"|".join(str(row[name]) for name in TRAINING) for row in rows}
+        return frame[frame["training"].isin(keys)].reset_index(drop=True)
+
+    def published_rows(self) -> pd.DataFrame:
+        """The rows to make tables of: this study's own, else the committed ones."""
+        rows = self.results.frame()
+        return rows if len(rows) else read_results(ROOT / "paper" / "results" / self.name)
+
+    def publish(self, folder: Path | None = None) -> None:
+        """Write the study's own sets.csv and rows.csv to `folder` (default: paper/) in results/."""
+        target = (folder or self.out / "paper") / "results" / self.name
+        if len(self.results.rows()):
+            self.results.write(target)
+            self.written += [target / "sets.csv", target / "rows.csv"]
+
+    def publish_sets(self, folder: Path) -> None:
+        """Save the first seed's latest set of both methods to `folder`/sets."""
         p = self.profile
-        sweep = [
-            self.evaluate(synsets, protocol="kd", n_eval=p.n_sweep, split="both", tau=tau)
-            for tau in p.taus
-        ]
-        rows = pd.concat(sweep, ignore_index=True)
-        seen = rows[rows["split"] == "val"]
-        means = seen.groupby(["net", "tau"], sort=False)["accuracy"].mean().unstack()
-        return means.idxmax(axis=1).to_dict(), rows
+        for ipc in (*p.ipcs, *p.later_ipcs):
+            for pool in POOLS:
+                sets = [ImageSet("dc", pool, ipc, p.seeds[0], k) for k in p.reported]
+                path = folder / "sets" / f"{self.name}-ipc{ipc}-{pool}-s{p.seeds[0]}.safetensors"
+                for images in [images for images in sets if self.has(images)][-1:]:
+                    self.written.append(self.load(images).save(path))
 
-    def evaluate_kd(self, synsets, taus):
-        """Rows of protocol `kd` with a temperature per net."""
-        frames = [self.evaluate(synsets, [net], "kd", tau=taus[net]) for net in self.profile.nets]
-        return pd.concat(frames, ignore_index=True)
+    def published_sets(self) -> dict[str, SyntheticSet]:
+        """The committed sets of this study at its smallest ipc, if there are any, by label."""
+        titles = dict(zip(POOLS, ("baseline", "model pool"), strict=True))
+        paths = sorted((ROOT / "paper" / "sets").glob(f"{self.name}-ipc*.safetensors"))
+        sets = [load_synset(path) for path in paths]
+        shown = [one for one in sets if one.ipc == min(each.ipc for each in sets)]
+        return {f"{titles[s.config['pool']]}\niteration {s.iteration}": s for s in shown}
 
-    def save_figure(self, figure, name):
+    def save_figure(self, figure: Figure, name: str) -> Figure:
         """Save a figure as figures/<profile>/<name>.png and return it."""
         self.figures.mkdir(parents=True, exist_ok=True)
-        path = self.figures / f"{name}.png"
-        figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
-        self._wrote(path)
+        self.written.append(self.figures / f"{name}.png")
+        options = {"dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
+        figure.savefig(self.written[-1], **options)
         return figure
 
-    def published_rows(self):
-        """The rows to make tables of: this study's own, else the ones committed in paper/results/<profile>.csv."""
-        own, committed = self.runs / "rows.csv", ROOT / "paper" / "results" / f"{self.name}.csv"
-        return read_rows(own if own.is_file() else committed)
+    def write(self, name: str, content: str) -> None:
+        """Write text to `out`/`name` atomically."""
+        self.written.append(write_atomic(self.out / name, content))
 
-    def published_sets(self):
-        """The committed sets of this study at its smallest ipc, dict label -> `SyntheticSet`; empty if there are none."""
-        titles = {"main": "baseline", "main_plus_similar": "model pool"}
-        sets = [
-            load_synset(p)
-            for p in sorted((ROOT / "paper" / "sets").glob(f"{self.name}-ipc*.safetensors"))
-        ]
-        shown = [s for s in sets if s.ipc == min(s.ipc for s in sets)]
-        return {
-            f"{titles[s.config['pool']]}\niteration {s.iteration}": s
-            for s in shown
-            if s.config["pool"] in titles
-        }
-
-    def write(self, name, content):
-        """Write text to `out`/`name` atomically and remember the path."""
-        self._wrote(write_atomic(self.out / name, content))
-
-    def _wrote(self, path):
-        if path not in self.written:
-            self.written.append(path)
-
-    def paths(self):
+    def paths(self) -> str:
         """The paths written so far, relative to `out`, one per line."""
-        return "\n".join(path.relative_to(self.out).as_posix() for path in self.written)
+        paths = dict.fromkeys(self.written)
+        return "\n".join(path.relative_to(self.out).as_posix() for path in paths)
 
-    def __repr__(self):
-        p, config = self.profile, self.profile.eval_config()
-        channels, side, classes = self.data.shape
-        return (
-            f"{p.name}: {p.note}\n"
-            f"data: {self.data.name}, {classes} classes, {side}x{side}x{channels}; "
-            f"{len(self.data.y_train)} training, {len(self.data.y_val)} validation, {len(self.data.y_test)} test images\n"
-            f"distillation: ipc {', '.join(map(str, p.ipcs))}; {p.iterations} iterations; {p.batch_real} real images a class; "
-            f"ConvNet width {p.width}; seeds {', '.join(map(str, p.seeds))}\n"
-            f"evaluation: {p.n_eval} nets per set and architecture; {config.epochs} epochs; "
-            f"AlexNet, VGG11, ResNet18 at {p.width_factor:g} of their width"
-        )
-
-
-def study_name(profile):
-    """The profile's name; with settings overridden, a hash of them behind it: results of different settings never mix."""
-    if profile == PROFILES[profile.name]:
-        return profile.name
-    return f"{profile.name}-{hashlib.sha256(repr(profile).encode()).hexdigest()[:6]}"
+    def __repr__(self) -> str:
+        p, d = self.profile, self.data
+        channels, side, classes = d.shape
+        counts = [len(labels) for labels in (d.y_train, d.y_val, d.y_test)]
+        ipcs, seeds = (", ".join(map(str, values)) for values in (p.ipcs, p.seeds))
+        lines = [
+            f"{p.name}: {p.note}",
+            f"data: {d.name}, {classes} classes, {side}x{side}x{channels}; "
+            "{} training, {} validation, {} test images".format(*counts),
+            f"distillation: ipc {ipcs}; {p.iterations} iterations; {p.batch_real} real images a "
+            f"class; ConvNet width {p.width}; seeds {seeds}",
+            f"evaluation: {p.n_eval} nets per set and architecture; {p.epochs} epochs; AlexNet, "
+            f"VGG11, ResNet18 at {p.width_factor:g} of their width",
+        ]
+        return "\n".join(lines)

@@ -1,0 +1,254 @@
+"""The plan: everything that a study does, one list of tasks, the most valuable first.
+
+A task is a value: it says what is to be done, not how (`tasks.run_task`); `str(task)` is its key.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import check_choice
+from ..evaluate import TEACHER
+from .profiles import Profile
+
+POOLS = ("main", "main_plus_similar")  # pools of Table 4: the baseline and the model pool
+RELEASED = (("similar_depth", 1), ("warmup", 500))  # what the released code does differently
+Pairs = tuple[tuple[str, object], ...]  # settings that differ from the profile's
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The task to distil a set up to an iteration; real images (`random_real`) are just there."""
+
+    method: str
+    pool: str = ""
+    ipc: int = 0
+    seed: int = 0
+    iteration: int = 0
+    changes: Pairs = ()
+
+    @property
+    def images(self) -> "ImageSet":
+        """Itself: every task has images."""
+        return self
+
+    @property
+    def is_real(self) -> bool:
+        """Whether there is nothing to distil."""
+        return self.method in ("random_real", "full_data")
+
+    def __str__(self) -> str:
+        text = f"{self.method} {self.pool}".strip() + f", ipc {self.ipc}, seed {self.seed}"
+        text += f", iteration {self.iteration}" * (not self.is_real)
+        return text + "".join(f", {name} {value}" for name, value in self.changes)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The task to choose a setting for one net among `values`, by `n` nets on validation images.
+
+    They are tested on test images too, which the choice does not see; the audit asks what choosing
+    there would have added.
+    """
+
+    images: ImageSet
+    net: str
+    n: int
+    protocol: str
+    teacher: str | None
+    setting: str
+    values: tuple[float, ...]
+
+    def candidate(self, value: float) -> "Train":
+        """The training that tries a value."""
+        settings = ((self.setting, value),)
+        return Train(self.images, self.net, self.n, self.protocol, self.teacher, settings, "both")
+
+    def __str__(self) -> str:
+        return f"choose {self.setting} of {self.protocol}: {self.n} {self.net} on {self.images}"
+
+
+@dataclass(frozen=True)
+class Train:
+    """The task to train `n` nets on images under a protocol and to test them on `split`.
+
+    `settings` differ from the profile's; `chosen` is the sweep that decides on one more of them.
+    """
+
+    images: ImageSet
+    net: str
+    n: int
+    protocol: str = "ce"
+    teacher: str | None = None
+    settings: Pairs = ()
+    split: str = "test"
+    chosen: Sweep | None = None
+
+    def __str__(self) -> str:
+        parts = [self.protocol, *(f"{name} {value}" for name, value in self.settings)]
+        parts += [f"teacher {self.teacher}"] if self.teacher else []
+        parts += [f"{self.chosen.setting} chosen"] if self.chosen else []
+        parts += [f"split {self.split}"] if self.split != "test" else []
+        return f"train {self.n} {self.net} on {self.images}: {', '.join(parts)}"
+
+
+Task = ImageSet | Sweep | Train
+
+
+def needs(task: Task, profile: Profile) -> list[Task]:
+    """The tasks that come before this one, as far as they are in the plan."""
+    images = task.images
+    chosen = [task.chosen] if isinstance(task, Train) and task.chosen else []
+    if isinstance(task, ImageSet):
+        before = [k for k in profile.reported if k < images.iteration][-1:]
+    else:
+        before = [k for k in profile.reported if k >= images.iteration][:1]
+    return [replace(images, iteration=k) for k in before if not images.is_real] + chosen
+
+
+@dataclass(frozen=True)
+class Step:
+    """One ipc and iteration of a study, with some of its seeds: what a part of the plan covers."""
+
+    profile: Profile
+    ipc: int
+    iteration: int
+    seeds: tuple[int, ...]
+
+    def sets(self, pools: Iterable[str], changes: Pairs = ()) -> list[ImageSet]:
+        """Distilled sets of some pools."""
+        common = [(pool, self.ipc, seed) for seed in self.seeds for pool in pools]
+        return [ImageSet("dc", *place, self.iteration, changes) for place in common]
+
+    def real(self) -> list[ImageSet]:
+        """Random real images."""
+        return [ImageSet("random_real", ipc=self.ipc, seed=seed) for seed in self.seeds]
+
+    def swept(self, images: ImageSet) -> ImageSet:
+        """The set on which settings are chosen for such images: the first seed's, early on."""
+        first = self.profile.seeds[0], self.profile.reported[0]
+        return replace(images, seed=first[0], iteration=first[1], changes=())
+
+    def plain(self, sets: Sequence[ImageSet], nets: Sequence[str] = ()) -> list[Task]:
+        """Plain cross-entropy; the sweep of its learning rate finds its default already tried."""
+        tried = {images for images in sets if images == self.swept(images)}
+        split = {images: "both" if images.pool in POOLS else "test" for images in tried}
+        return [
+            Train(images, net, self.profile.n_eval, split=split.get(images, "test"))
+            for net in nets or self.profile.nets
+            for images in sets
+        ]
+
+    def tuned(
+        self, sets: Sequence[ImageSet], protocol: str, teacher: str | None, setting: str
+    ) -> list[Task]:
+        """A protocol with a setting that is chosen for each net and kind of images."""
+        n, values = self.profile.n_sweep, getattr(self.profile, f"{setting}s")
+        tasks: list[Task] = []
+        for net in self.profile.nets:
+            how = (protocol, teacher)
+            sweeps = [Sweep(self.swept(one), net, n, *how, setting, values) for one in sets]
+            pairs = zip(sets, sweeps, strict=True)
+            trains = [Train(a, net, self.profile.n_eval, *how, chosen=b) for a, b in pairs]
+            tasks += [*sweeps, *trains]
+        return tasks
+
+    def audited(self, sets: Sequence[ImageSet], teacher: str | None = None) -> list[Task]:
+        """The released code's losses."""
+        n, nets = self.profile.n_audit, self.profile.nets
+        return [Train(one, net, n, "authors-2023", teacher) for net in nets for one in sets]
+
+
+def table4(step: Step) -> list[Task]:
+    """Both methods under every protocol, and random real images."""
+    sets = step.sets(POOLS)
+    fair = [*sets, *step.plain(sets), *step.audited(sets), *step.plain(step.real())]
+    fair += step.tuned(sets, "kd", TEACHER, "tau") + step.tuned(sets, "ce", None, "lr")
+    return fair + step.audited(sets, TEACHER)
+
+
+def curve(step: Step) -> list[Task]:
+    """ConvNets while a set is distilled, beside random real images."""
+    sets, is_first = step.sets(POOLS), step.iteration == step.profile.reported[0]
+    before = [k for k in step.profile.snapshots if k < step.iteration and is_first]
+    early = [replace(images, iteration=k) for k in before for images in sets]
+    return [*sets, *step.plain([*sets, *early, *step.real()], ["ConvNet"])]
+
+
+def table5(step: Step) -> list[Task]:
+    """Every pool, plain cross-entropy."""
+    sets = step.sets(dict.fromkeys(("main", *step.profile.pools)))
+    return [*sets, *step.plain(sets)]
+
+
+def released(step: Step) -> list[Task]:
+    """The model pool as the released code has it, where its warm-up ends before the study does."""
+    ends = dict(RELEASED)["warmup"] < step.profile.iterations
+    sets = step.sets(POOLS[1:], RELEASED) if ends else []
+    return [*sets, *step.plain(sets)]
+
+
+def probability(step: Step) -> list[Task]:
+    """Other probabilities of the main model, at the last iteration."""
+    values = step.profile.main_probs if step.iteration == step.profile.iterations else ()
+    sets = [one for p in values for one in step.sets(POOLS[1:], (("main_prob", p),))]
+    nets = step.profile.nets
+    return [*sets, *(Train(one, net, step.profile.n_audit) for net in nets for one in sets)]
+
+
+def full_data(step: Step) -> list[Task]:
+    """Nets trained on all training images, once."""
+    epochs = (("epochs", step.profile.full_epochs),)
+    return [Train(ImageSet("full_data"), net, 1, settings=epochs) for net in step.profile.full_nets]
+
+
+BY_IPC = {"table4": table4, "curve": curve, "table5": table5, "released": released}
+PARTS = BY_IPC | {"probability": probability, "full_data": full_data}
+
+
+def plan(profile: Profile, part: str | None = None, n: int | None = None) -> list[Task]:
+    """All tasks of a study in order, or those of one of `PARTS`; `n`: nets per cell.
+
+    Seed 0 of both methods comes first, then Table 5's other pools, the released code's variant,
+    the other seeds, the main model's probability and the full data, and last the later ipcs.
+    """
+    if n:
+        profile = replace(profile, n_eval=n, n_audit=min(n, profile.n_audit))
+    if part:
+        check_choice("part", part, PARTS)
+    first, rest, late = profile.seeds[:1], profile.seeds[1:], profile.later_ipcs
+    order = [(BY_IPC, profile.ipcs, first), (BY_IPC, profile.ipcs, rest)]
+    order += [(("probability", "full_data"), profile.ipcs[:1], profile.seeds)]
+    order += [(BY_IPC, late, first), (BY_IPC, late, rest)]
+    tasks = [
+        task
+        for names, ipcs, seeds in order
+        for name in names
+        if seeds and part in (None, name)
+        for ipc in ipcs
+        for iteration in profile.reported
+        for task in PARTS[name](Step(profile, ipc, iteration, seeds))
+    ]
+    return list(dict.fromkeys(tasks))
+
+
+def select(tasks: Iterable[Task], until: int | None = None, **only: Collection) -> list[Task]:
+    """The tasks up to an iteration whose ipc, seed, pool, net or protocol is among those named.
+
+    Real images count by their method as a pool; with net or protocol, no set is distilled. Raises
+    `DDError` for a value that no task has.
+    """
+    tasks = list(tasks)
+    chosen = [task for task in tasks if until is None or task.images.iteration <= until]
+    for name, values in only.items():
+        known = {value_of(task, name) for task in tasks} - {None}
+        for value in values:
+            check_choice(name, value, sorted(known))
+        chosen = [task for task in chosen if not values or value_of(task, name) in values]
+    return chosen
+
+
+def value_of(task: Task, name: str) -> object:
+    """What `select` compares."""
+    if name == "pool":
+        return task.images.pool or task.images.method
+    return getattr(task.images if name in ("ipc", "seed") else task, name, None)

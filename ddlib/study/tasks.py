@@ -1,0 +1,241 @@
+"""Doing tasks: each once, from its results if they are there, and a plan of them in series.
+
+What a task makes lies in files of its own: a set at an iteration, rows. So a task that was stopped
+goes on, several processes may work in one folder, and two copies of a study are merged by copying.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from ..choose import choices
+from ..config import EvalConfig
+from ..errors import DDError
+from ..evaluate import describe_row, evaluate, groups, machine_text, splits
+from ..fast import side_by_side
+from ..losses import find_protocol
+from ..machine import environment
+from ..progress import bar
+from .plan import ImageSet, Sweep, Task, Train, needs
+
+if TYPE_CHECKING:
+    from .study import Study
+
+EXTENSIONS = 2  # times that a choice at the edge of its grid adds a candidate beyond it
+Stop = Callable[[], bool]
+Failures = list[tuple[Task, Exception]]
+
+
+def never() -> bool:
+    """Do not stop."""
+    return False
+
+
+def run_task(task: Task, study: "Study", stop: Stop = never) -> None:
+    """Do a task unless its results are there.
+
+    `stop` is asked after every iteration of a distillation and before every group of nets; what is
+    there by then is kept. Raises `DDError` if something is missing that the task needs.
+    """
+    run_together([task], study, stop)
+
+
+def run_together(tasks: Sequence[Task], study: "Study", stop: Stop = never) -> None:
+    """`run_task` for tasks that have the same `signature`, all at the same time."""
+    study.results.refresh()
+    left = [task for task in tasks if not is_done(task, study)]
+    for task in left:
+        if not is_ready(task, study):
+            first = ", ".join(map(str, needs(task, study.profile)))
+            raise DDError(f"{task} cannot be done yet; do first: {first}")
+    if left:
+        {ImageSet: distil, Sweep: sweep, Train: train}[type(left[0])](left, study, stop)
+
+
+def is_done(task: Task, study: "Study") -> bool:
+    """Whether all results of a task are there."""
+    if isinstance(task, ImageSet):
+        return study.has(task)
+    if isinstance(task, Sweep):
+        return chosen_value(task, study) is not None
+    return len(rows_of(task, study)) == task.n * len(splits(task.split))
+
+
+def is_ready(task: Task, study: "Study") -> bool:
+    """Whether a task has what it needs: its images, and the value that a sweep chooses for it."""
+    if isinstance(task, ImageSet):
+        return True
+    return study.has(task.images) and (isinstance(task, Sweep) or bool(config_of(task, study)))
+
+
+def rows_of(task: Task, study: "Study") -> list[dict]:
+    """The finished rows of a task (`results.ROWS`)."""
+    if isinstance(task, Sweep):
+        trials = [task.candidate(value) for value in tried(task, study)[0]]
+        return [row for trial in trials for row in rows_of(trial, study)]
+    if isinstance(task, ImageSet) or not is_ready(task, study):
+        return []
+    protocol, teacher = find_protocol(task.protocol, task.teacher)
+    synset, config = study.load(task.images), config_of(task, study)
+    row = describe_row(synset, protocol, task.net, 0, teacher, "test", config)
+    pairs = ((seed, split) for seed in range(task.n) for split in splits(task.split))
+    rows = (study.results.get(row | {"eval_seed": s, "split": split}) for s, split in pairs)
+    return [row for row in rows if row is not None]
+
+
+def config_of(task: Train, study: "Study") -> EvalConfig | None:
+    """How the nets of a task are trained; None until what a sweep chooses for it is known."""
+    settings = dict(task.settings)
+    if task.chosen:
+        settings[task.chosen.setting] = chosen_value(task.chosen, study)
+    return None if None in settings.values() else study.profile.eval_config(**settings)
+
+
+def chosen_value(task: Sweep, study: "Study") -> float | None:
+    """What a sweep chooses, None until that is known; the one place where this is decided."""
+    if task not in study.chosen and (value := tried(task, study)[1]) is not None:
+        study.chosen[task] = value
+    return study.chosen.get(task)
+
+
+def tried(task: Sweep, study: "Study") -> tuple[list[float], float | None]:
+    """The candidates of a sweep so far, and the chosen one; None while there is more to try.
+
+    A choice at the edge of the grid adds the next candidate beyond, half or twice as large.
+    """
+    values, images = list(task.values), task.images
+    cell = {"ipc": images.ipc, "method": images.method, "pool": images.pool}
+    while len(values) > 1:
+        trials = [(value, rows_of(task.candidate(value), study)) for value in values]
+        if any(len(rows) < 2 * task.n for _, rows in trials):
+            return values, None
+        frame = [row | cell | {task.setting: value} for value, rows in trials for row in rows]
+        choice = choices(pd.DataFrame(frame), task.protocol, task.setting).iloc[0]
+        if not choice["at_edge"] or len(values) == len(task.values) + EXTENSIONS:
+            return values, choice["chosen"]
+        values.append(choice["chosen"] * (0.5 if choice["chosen"] == min(values) else 2))
+    return values, values[0]
+
+
+def distil(tasks: Sequence[ImageSet], study: "Study", stop: Stop) -> None:
+    """Distil sets side by side; what stops one stops the others after their iteration."""
+    interrupted = threading.Event()
+
+    def halt() -> bool:
+        return interrupted.is_set() or stop()
+
+    works = [partial(study.distill, task, halt, i == 0) for i, task in enumerate(tasks)]
+    try:
+        side_by_side(works, study.data.device)
+    finally:
+        interrupted.set()
+
+
+def train(tasks: Sequence[Train], study: "Study", stop: Stop) -> None:
+    """Train nets of one architecture on several sets, those of the same settings at once."""
+    by_config: dict[EvalConfig | None, list[ImageSet]] = {}
+    for task in tasks:
+        by_config.setdefault(config_of(task, study), []).append(task.images)
+    one = tasks[0]
+    how = {"teacher": one.teacher, "split": one.split, "results": study.results, "stop": stop}
+    for config, images in by_config.items():
+        sets, how["config"] = [study.load(each) for each in images], config
+        evaluate(sets, study.data, [one.net], one.protocol, one.n, progress=False, **how)
+
+
+def sweep(tasks: Sequence[Sweep], study: "Study", stop: Stop) -> None:
+    """Try the candidates, and those that a choice at the edge of the grid adds."""
+    for _ in range(EXTENSIONS + 1):
+        train([one.candidate(v) for one in tasks for v in tried(one, study)[0]], study, stop)
+
+
+def run_plan(
+    study: "Study",
+    tasks: Sequence[Task],
+    budget: float | None = None,
+    say: Callable[[str], object] | None = print,
+    stop: Stop = never,
+) -> Failures:
+    """Do tasks in order for up to `budget` seconds; returns those that failed, with their errors.
+
+    The others go on. At the end of the budget a distillation is stopped, to go on in the next call;
+    nets are not started if such nets took longer on this machine than is left. `say` gets a line
+    for each task and a summary; None: a bar instead.
+    """
+    deadline = time.monotonic() + (float("inf") if budget is None else budget)
+    left = [task for task in tasks if not is_done(task, study)]
+    usual = {} if budget is None else seconds_per_net(study)
+    failures: Failures = []
+    with bar(len(left), "tasks", show=say is None and study.progress) as ticks:
+        for group in in_groups(left, study):
+            end, started = deadline - needed_seconds(group, study, usual), time.monotonic()
+            over = partial(is_over, end, stop)
+            ready = [task for task in group if is_ready(task, study)]
+            if ready and not over():
+                failures += attempt(ready, study, over)
+                seconds = f"{time.monotonic() - started:.0f} s"
+                for task in ready if say else ():
+                    say(f"{task}: {'done' if is_done(task, study) else 'not finished'}, {seconds}")
+            ticks.update(len(group))
+    if say:
+        done = sum(is_done(task, study) for task in left)
+        say(f"{done} of {len(left)} tasks done")
+        for task, error in failures:
+            say(f"failed: {task}: {error}")
+    return failures
+
+
+def is_over(end: float, stop: Stop) -> bool:
+    """Whether it is time to stop; `end` in seconds of `time.monotonic()`."""
+    return stop() or time.monotonic() > end
+
+
+def attempt(tasks: Sequence[Task], study: "Study", stop: Stop) -> Failures:
+    """`run_together`; after an error each task by itself, so that it is known which one failed."""
+    try:
+        run_together(tasks, study, stop)
+    except Exception as error:
+        if len(tasks) == 1:
+            return [(tasks[0], error)]
+        return [failure for task in tasks for failure in attempt([task], study, stop)]
+    return []
+
+
+def in_groups(tasks: Iterable[Task], study: "Study") -> Iterator[list[Task]]:
+    """Neighbours to be done at the same time: one set per thread, or all that train alike."""
+    sets = 1 if study.device.type == "cuda" else torch.get_num_threads()
+    for _, neighbours in groupby(tasks, signature):
+        group = list(neighbours)
+        size = sets if isinstance(group[0], ImageSet) else len(group)
+        yield from (group[i : i + size] for i in range(0, len(group), size))
+
+
+def signature(task: Task) -> tuple:
+    """What tasks that are done at the same time have in common."""
+    if isinstance(task, ImageSet):
+        return ImageSet, task.iteration
+    names = ("net", "n", "protocol", "teacher", "settings", "split", "setting", "values")
+    return type(task), *(getattr(task, name, None) for name in names)
+
+
+def seconds_per_net(study: "Study") -> dict[tuple[str, int], float]:
+    """(net, ipc) -> the median seconds that training and testing one took on this machine."""
+    rows = study.results.frame()
+    rows = rows[rows["machine"] == machine_text(environment(study.device))["machine"]]
+    spent = rows.groupby(["net", "ipc", "training"])["seconds"].sum()
+    return spent.groupby(["net", "ipc"]).median().to_dict()
+
+
+def needed_seconds(tasks: Sequence[Task], study: "Study", usual: dict) -> float:
+    """What the nets that train at once take, the smallest piece; 0 for what was not measured."""
+    if isinstance(tasks[0], ImageSet):
+        return 0.0
+    nets = [(k, task.net, seed) for k, task in enumerate(tasks) for seed in range(task.n)]
+    slowest = max(usual.get((task.net, task.images.ipc), 0.0) for task in tasks)
+    return slowest * len(groups(nets, study.device)[0])

@@ -1,0 +1,127 @@
+"""The one plan: what it holds, its order, what depends on what, and its filters."""
+
+import pytest
+from conftest import refused
+
+from ddlib.study import PROFILES, get_profile
+from ddlib.study.plan import PARTS, POOLS, RELEASED, ImageSet, Sweep, Train, needs, plan, select
+
+PAPER = get_profile("paper")
+TASKS = plan(PAPER)
+SETS = [task for task in TASKS if isinstance(task, ImageSet)]
+
+
+def test_the_order_is_the_most_valuable_first():
+    assert SETS[:2] == [ImageSet("dc", pool, 1, 0, 1000) for pool in POOLS]
+
+    def first(**values):
+        fits = [t for t in SETS if all(getattr(t, k) == v for k, v in values.items())]
+        return TASKS.index(fits[0])
+
+    order = [
+        first(ipc=1),
+        first(ipc=10),
+        first(pool="total_random"),
+        first(changes=RELEASED),
+        first(seed=1),
+        first(changes=(("main_prob", 0.5),)),
+        TASKS.index(next(t for t in TASKS if t.images.method == "full_data")),
+        first(ipc=50),
+    ]
+    assert order == sorted(order)
+
+
+def test_every_pool_ipc_seed_and_iteration_is_distilled():
+    assert {(t.pool, t.ipc, t.seed, t.iteration) for t in SETS if not t.changes} == {
+        (pool, ipc, seed, k)
+        for pool in ("main", "main_plus_similar", "total_random", "main_plus_others")
+        for ipc in (1, 10, 50)
+        for seed in (0, 1, 2)
+        for k in (1000, 2000, 3000)
+    }
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_task_comes_after_what_it_needs(name):
+    profile = get_profile(name)
+    tasks = plan(profile)
+    place = {task: i for i, task in enumerate(tasks)}
+    assert len({str(task) for task in tasks}) == len(tasks) == len(place)
+    for task in tasks:
+        before = needs(task, profile)
+        assert all(place[one] < place[task] for one in before if one in place)
+        if not isinstance(task, ImageSet):
+            assert all(one in place for one in before)
+            assert len(before) == (not task.images.is_real) + bool(getattr(task, "chosen", None))
+
+
+def test_a_distillation_needs_its_earlier_part_and_a_snapshot_the_next_reported_set():
+    last = ImageSet("dc", "main", 1, 0, 3000)
+    assert needs(last, PAPER) == [ImageSet("dc", "main", 1, 0, 2000)]
+    early = Train(ImageSet("dc", "main", 1, 0, 200), "ConvNet", 10)
+    assert needs(early, PAPER) == [ImageSet("dc", "main", 1, 0, 1000)]
+
+
+def test_the_arms_of_table_4():
+    tasks = [t for t in plan(PAPER, "table4") if t.images == ImageSet("dc", "main", 10, 0, 2000)]
+    cells = {(t.protocol, t.teacher, t.chosen and t.chosen.setting, t.net): t.n for t in tasks[1:]}
+    arms = {("ce", None, None), ("ce", None, "lr"), ("kd", "ConvNet", "tau")}
+    arms |= {("authors-2023", None, None), ("authors-2023", "ConvNet", None)}
+    assert {cell[:3] for cell in cells} == arms
+    assert len(cells) == 5 * 6 and set(cells.values()) == {10}
+
+
+def test_one_sweep_decides_for_all_seeds_and_iterations():
+    trains = [t for t in TASKS if isinstance(t, Train) and t.chosen and t.net == "MLP"]
+    assert {t.chosen.images for t in trains} == {
+        ImageSet("dc", pool, ipc, 0, 1000) for pool in POOLS for ipc in (1, 10, 50)
+    }
+    assert all(t.chosen.images.pool == t.images.pool and t.chosen.net == t.net for t in trains)
+    assert {t.chosen.values for t in trains} == {PAPER.taus, PAPER.lrs}
+
+
+def test_parts_make_up_the_plan_and_share_what_they_have_in_common():
+    parts = {name: plan(PAPER, name) for name in PARTS}
+    assert set(TASKS) == {task for tasks in parts.values() for task in tasks}
+    plain = Train(ImageSet("dc", "main", 1, 0, 1000), "ConvNet", 10, split="both")
+    assert all(plain in parts[name] for name in ("table4", "table5", "curve"))
+    with refused("'table6'", "table5"):
+        plan(PAPER, "table6")
+
+
+def test_the_released_variant_needs_more_iterations_than_its_warmup():
+    assert plan(PAPER, "released") and not plan(PROFILES["quick"], "released")
+
+
+def test_n_changes_the_nets_per_cell_only():
+    tasks = plan(PAPER, n=5)
+    assert {t.n for t in tasks if isinstance(t, Train)} == {5, 1}
+    assert {t.n for t in tasks if isinstance(t, Sweep)} == {2}
+
+
+@pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+        ({"pool": ["main"], "ipc": [1], "seed": [0], "until": 1000, "net": ["MLP"]}, 7),
+        ({"pool": ["main"], "ipc": [1], "seed": [0], "until": 1000, "protocol": ["kd"]}, 12),
+        ({"pool": ["random_real"], "ipc": [50]}, 3 * 6),
+        ({"pool": ["full_data"]}, 6),
+        ({"ipc": [10], "seed": [1], "pool": ["total_random"], "until": 2000}, 2 + 2 * 6),
+        ({"ipc": [], "net": []}, len(TASKS)),
+    ],
+)
+def test_filters(filters, count):
+    tasks = select(TASKS, **filters)
+    assert len(tasks) == count
+    for task in tasks:
+        assert not filters.get("net") or task.net in filters["net"]
+        assert not filters.get("ipc") or task.images.ipc in filters["ipc"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "words"),
+    [({"ipc": [3]}, ("ipc 3", "50")), ({"net": ["ResNet"]}, ("did you mean 'ResNet18'",))],
+)
+def test_a_filter_that_fits_nothing_is_refused(filters, words):
+    with refused(*words):
+        select(TASKS, **filters)
