@@ -283,7 +283,6 @@ def train_nets(
             for training, generator in zip(trainings, generators, strict=True):
                 training.epoch.shuffle(generator)
             epoch()
-        epoch.close()
 
 
 def train_net(
