@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import pickle
 import struct
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -107,14 +108,14 @@ WNIDS = ["n03", "n01", "n02"]  # the published list isn't sorted either
 def write_tiny_imagenet(root):
     """wnids.txt, train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt, test/.
 
-    The brightness of an image is 60 times the number in its id; one training image is gray.
+    The brightness of an image is 60 times the number in its id, or 1 more; one training image is gray.
     """
     (root / "val" / "images").mkdir(parents=True)
     (root / "test" / "images").mkdir(parents=True)
     (root / "wnids.txt").write_text("\n".join(WNIDS) + "\n")
     lines = []
     for k, wnid in enumerate(WNIDS * 2):
-        pixels = np.full((64, 64, 3), 60 * int(wnid[1:]), np.uint8)
+        pixels = np.full((64, 64, 3), 60 * int(wnid[1:]) + k // 3, np.uint8)
         folder = root / "train" / wnid / "images"
         folder.mkdir(parents=True, exist_ok=True)
         (folder.parent / f"{wnid}_boxes.txt").write_text(f"{wnid}_{k}.JPEG\t0\t0\t63\t63\n")
@@ -210,6 +211,17 @@ def test_tiny_imagenet_folder(tmp_path, folder):
     assert load_data("tiny-imagenet", tmp_path, side=32).note == "resized from 64x64 to 32x32"
 
 
+def test_tiny_imagenet_is_the_same_in_whichever_order_its_files_are_found(tmp_path, monkeypatch):
+    def digest(backwards):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "glob", lambda *a: sorted(glob(*a), reverse=backwards))
+            return load_data("tiny-imagenet", tmp_path).digest
+
+    write_tiny_imagenet(tmp_path)
+    glob = Path.glob
+    assert digest(backwards=True) == digest(backwards=False)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -262,6 +274,20 @@ def test_cut_mnist_file_is_refused(tmp_path, monkeypatch, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with refused("MNIST is not whole", tmp_path):
         load_data("mnist", tmp_path)
+
+
+def test_normalisations_are_the_fields():
+    """Those of the DC family's get_dataset, digit by digit: published sets live in this space."""
+    cifar = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    assert {name: (d.mean, d.std) for name, d in datasets.DATASETS.items()} == {
+        "digits": (None, None),
+        "mnist": ((0.1307,), (0.3081,)),
+        "fashion-mnist": ((0.2861,), (0.3530,)),
+        "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+        "cifar10": cifar,
+        "cifar100": cifar,
+        "tiny-imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    }
 
 
 # From outside -------------------------------------------------------------------------------------

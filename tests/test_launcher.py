@@ -155,7 +155,7 @@ def test_a_mistake_inside_a_notebook_is_one_line(tmp_path):
         cells=[nbformat.v4.new_code_cell("import ddlib; ddlib.load_data('nothing')")]
     )
     nbformat.write(notebook, tmp_path / "a.ipynb")
-    with pytest.raises(DDError, match="'nothing'"):
+    with pytest.raises(DDError, match="unknown data set 'nothing'"):
         launcher.execute(tmp_path / "a.ipynb", tmp_path / "b" / "a.ipynb", {})
 
 

@@ -137,7 +137,8 @@ def test_repr_is_two_lines_that_say_what_the_set_is():
         f"iteration 7;\n  mean (0.5, 0.4, 0.3), std (0.25, 0.2, 0.1); id {one.id})"
     )
     bare = make(mean=None, std=None, config={}, history=[one], log="rows")
-    assert "mean unknown, std unknown" in repr(bare) and repr(bare).count("\n") == 1
+    assert "; ipc 2, iteration 7;\n  mean unknown, std unknown; id" in repr(bare)
+    assert "rows" not in repr(bare) and repr(bare).count("\n") == 1
 
 
 def shown(synset):
