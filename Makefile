@@ -26,11 +26,11 @@ notebooks: $(BIN)/.installed  ## execute the notebooks in place with `quick`: th
 	$(BIN)/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill \
 		metadata.language_info.version cell.metadata.execution" notebooks/*.ipynb
 
-tables: $(BIN)/.installed  ## tables and figures of the committed results (no GPU, no data), and README's table
+tables: $(BIN)/.installed  ## tables and figures of the committed results (no GPU, no data), and what README shows of them
 	for profile in cifar10-small paper; do for notebook in 04_tables 05_audit; do \
 		$(BIN)/papermill notebooks/$$notebook.ipynb runs/$$notebook.ipynb -p profile $$profile -k python3 \
 		--no-progress-bar || exit 1; done; done
-	$(BIN)/python -c 'from ddlib.report.tables import update_readme; update_readme("paper")'
+	$(BIN)/python -c 'from ddlib.report.publish import update_docs; update_docs("paper")'
 
 report: $(BIN)/.installed  ## paper/report.pdf from the committed results
 	$(BIN)/python -m ddlib.report

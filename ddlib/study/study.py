@@ -182,7 +182,7 @@ class Study:
             "{} training, {} validation, {} test images".format(*counts),
             f"distillation: ipc {ipcs}; {p.iterations} iterations; {p.batch_real} real images a "
             f"class; ConvNet width {p.width}; seeds {seeds}",
-            f"evaluation: {p.n_eval} nets per set and architecture; {p.epochs} epochs; AlexNet, "
+            f"evaluation: nets per set and architecture: {p.n_eval}; {p.epochs} epochs; AlexNet, "
             f"VGG11, ResNet18 at {p.width_factor:g} of their width",
         ]
         return "\n".join(lines)
