@@ -27,6 +27,7 @@ notebooks: $(BIN)/.installed  ## execute the notebooks in place with `quick`: th
 		metadata.language_info.version cell.metadata.execution" notebooks/*.ipynb
 
 tables: $(BIN)/.installed  ## tables and figures of the committed results (no GPU, no data), and what README shows of them
+	mkdir -p runs
 	for profile in cifar10-small paper; do for notebook in 04_tables 05_audit; do \
 		$(BIN)/papermill notebooks/$$notebook.ipynb runs/$$notebook.ipynb -p profile $$profile -k python3 \
 		--no-progress-bar || exit 1; done; done

@@ -65,8 +65,9 @@ def palette(names: Iterable[str]) -> dict[str, str]:
 
 
 def n_text(cells: pd.DataFrame) -> str:
-    """The n of some cells: "n = 1×5 or 1×20"."""
-    return f"n = {' or '.join(sorted(set(cells['n']), key=lambda n: (len(n), n)))}"
+    """The n of some cells: "n = 1×5 or 1×20", of more than two "n = 1×3 to 1×20"."""
+    ns = sorted(set(cells["n"]), key=lambda n: (len(n), n))
+    return "n = " + (" or ".join(ns) if len(ns) < 3 else f"{ns[0]} to {ns[-1]}")
 
 
 def note(cells: pd.DataFrame) -> str:
@@ -278,7 +279,8 @@ def draw_effects(axis: Axes, lines: pd.DataFrame, nets: Sequence[str]) -> None:
         axis.text(0.98, 0.04, "no difference", transform=axis.transAxes, ha="right", fontsize=9)
     where = "".join(f"{key} {first[key]}, " for key in ("ipc", "iteration") if key in lines)
     name = textwrap.fill(first["comparison"].replace("\n", " "), 34)
-    axis.set(title=f"{name}\n{where}{n_text(cells)}", xlabel="points of test accuracy")
+    below = textwrap.fill(where + n_text(cells), 38)
+    axis.set(title=f"{name}\n{below}", xlabel="points of test accuracy")
     axis.tick_params(labelbottom=True)
 
 
