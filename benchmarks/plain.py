@@ -313,6 +313,18 @@ def draw(real: Sequence[Tensor], n: int, generator: torch.Generator) -> list[Ten
     return [images[torch.randperm(len(images), generator=generator)[:n]] for images in real]
 
 
+def draw_nets(
+    pool: object, iterations: int, generators: Generators, dtype: torch.dtype
+) -> list[nn.Module]:
+    """The nets that a `ddlib.ModelPool` draws, built plainly."""
+    nets, (channels, _, classes) = [], pool.shape
+    for k in range(iterations):
+        description, net = pool.sample(generators["pool"], k + 1, generators["weights"])
+        options = {option: value for option, value in description.items() if option != "net"}
+        nets.append(build(description["net"], net.to(dtype), channels, classes, **options))
+    return nets
+
+
 def distill(
     nets: Sequence[nn.Module],
     images: Tensor,

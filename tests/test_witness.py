@@ -33,10 +33,10 @@ ACTIVATIONS = "relu", "sigmoid", "leakyrelu", "swish"
 NORMS = "none", "instance", "batch", "layer", "group"
 POOLINGS = "none", "average", "max"
 
-# Largest errors of an update, in proportion to it. Measured: 3e-10; 2e-4, but 1e-2 where a rounding
-# tips a relu; 0.2, and 0.5 (VGG11) and 0.3 (ResNet18) at rates so low that roundings hardly grow:
-# theirs are large where an instance norm sees nearly constant maps, in PyTorch's own bfloat16 kernels
-# no less (0.2 to 0.6 of the first gradient). Gradients in a wrong layout give more than 1.
+# Largest errors of an update, in proportion to it. Measured: 3e-10; 2e-4, or 1e-2 where a rounding
+# tips a relu; 0.2, and 0.5 (VGG11), 0.3 (ResNet18) at a rate so low that roundings hardly grow:
+# theirs are large where an instance norm sees nearly constant maps, in PyTorch's own kernels no
+# less (0.2 to 0.6 of the first gradient). Gradients in a wrong layout give more than 1.
 EXACT, FLOAT32, BFLOAT16 = 1e-9, 1e-2, 0.3
 ROUGH = {"VGG11": 0.9, "ResNet18": 0.7}
 GENTLE = 3e-4
@@ -191,12 +191,9 @@ POOLS["all"] = ModelPool.preset("total_random", width=8, width_factor=0.05, shap
 
 @functools.cache
 def distilled_plainly(name: str) -> tuple[Tensor, Tensor, list[float]]:
-    """Pixels at the start and at the end, and the loss of each iteration, in float64."""
-    generators, nets = streams(SEED, ("pool", "weights", "batch", "batchnorm", "train")), []
-    for k in range(DISTILLATION.iterations):
-        description, net = POOLS[name].sample(generators["pool"], k + 1, generators["weights"])
-        options = {option: value for option, value in description.items() if option != "net"}
-        nets.append(plain.build(description["net"], net.double(), 3, 3, **options))
+    """Pixels at the start and at the end, and the loss of each iteration."""
+    generators = streams(SEED, ("pool", "weights", "batch", "batchnorm", "train"))
+    nets = plain.draw_nets(POOLS[name], DISTILLATION.iterations, generators, torch.float64)
     real = [colours().x_train[colours().y_train == label] for label in range(3)]
     start = torch.randn(6, 3, 32, 32, generator=stream(SEED, "init")).double()
     return start, *plain.distill(nets, start, real, generators, **LOOP, **RATES)
