@@ -6,7 +6,7 @@ Nets: each of the six, slim, trained on random real CIFAR-10 images (10 per clas
 `plain.py` in float32, by ddlib in float32 and bfloat16; same weights, batches and test images.
 Sets: digits distilled by the loop of `plain.py` and by ddlib, at ipc 1, and at ipc 5 with an inner
 loop, which ipc 1 has none of; ConvNets trained on all of them alike. Accuracies, paired by set and
-eval seed, go to benchmarks/results/equality.csv, from which RESULTS.md and README are rendered.
+eval seed, go to benchmarks/results/equality.csv, from which RESULTS.md and docs/speed.md are rendered.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from torch import Tensor
 
 import ddlib
 from ddlib import Data, DistillConfig, EvalConfig, ModelPool, SyntheticSet
-from ddlib.device import environment
 from ddlib.evaluate import fresh_net
-from ddlib.rng import stream, streams
+from ddlib.machine import environment
+from ddlib.rng import Streams, stream
 from ddlib.stats import UNIT, WITHIN
 from ddlib.store import ROOT, write_atomic
 
@@ -57,7 +57,7 @@ def compare_nets(data: Data, sets: int) -> Iterator[dict]:
 def train(
     name: str, synset: SyntheticSet, data: Data, path: str, seed: int, config: EvalConfig
 ) -> float:
-    """Test accuracy of the net that `ddlib.evaluate` draws for this eval seed, trained by a path."""
+    """Test accuracy of the net that `ddlib.evaluate` draws for an eval seed, trained by a path."""
     if path != "plain":
         config = replace(config, precision=path)
         settings = {"n_eval": 1, "seed": seed, "config": config, "progress": False}
@@ -92,7 +92,7 @@ def distil(config: DistillConfig, data: Data, path: str) -> SyntheticSet:
 
 def distil_plainly(config: DistillConfig, data: Data) -> Tensor:
     """The pixels that `plain.distill` makes of noise."""
-    generators = streams(config.seed, ("pool", "weights", "batch", "batchnorm", "train"))
+    generators = Streams(config.seed)
     pool = ModelPool.preset(config.pool, width=config.width, shape=data.shape)
     nets = plain.draw_nets(pool, config.iterations, generators, torch.float32)
     channels, side, classes = data.shape

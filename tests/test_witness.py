@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import ddlib
 from ddlib import Data, DistillConfig, EvalConfig, Member, ModelPool, SyntheticSet
-from ddlib.evaluate import fresh_net, train_nets
-from ddlib.rng import stream, streams
+from ddlib.evaluate import fresh_net, measure_accuracy, train_nets
+from ddlib.rng import Streams, stream
 from ddlib.store import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -154,7 +154,7 @@ def test_low_precision_trains_nearly_the_same_nets(trained, name, precision):
     "variant", [*itertools.product(ACTIVATIONS, NORMS, POOLINGS)], ids="-".join
 )
 def test_every_convnet_is_trained_as_by_the_plain_loop(variant):
-    """Statistics of batch norms too."""
+    """And tested, with the statistics of batch norms."""
     choices = dict(zip(("activation", "norm", "pooling"), variant, strict=True))
     options, schedule = {"width": 8, **choices}, SCHEDULE | {"epochs": 1}
     net = ddlib.build_net("ConvNet", stream(0, "weights"), classes=3, **options).double()
@@ -163,6 +163,8 @@ def test_every_convnet_is_trained_as_by_the_plain_loop(variant):
     train_nets([net], [images], [loss], EvalConfig(**schedule), [stream(0, "batches")])
     plain.train(slow, images, loss, stream(0, "batches"), **schedule)
     assert error(*(one.state_dict().values() for one in (net, slow, start))) <= EXACT
+    tested = colours().x_test[::4], colours().y_test[::4]
+    assert measure_accuracy(net, *tested) == (plain.accuracy(slow, *tested), False)
 
 
 # Distillation -----------------------------------------------------------------------------------
@@ -192,7 +194,7 @@ POOLS["all"] = ModelPool.preset("total_random", width=8, width_factor=0.05, shap
 @functools.cache
 def distilled_plainly(name: str) -> tuple[Tensor, Tensor, list[float]]:
     """Pixels at the start and at the end, and the loss of each iteration."""
-    generators = streams(SEED, ("pool", "weights", "batch", "batchnorm", "train"))
+    generators = Streams(SEED)
     nets = plain.draw_nets(POOLS[name], DISTILLATION.iterations, generators, torch.float64)
     real = [colours().x_train[colours().y_train == label] for label in range(3)]
     start = torch.randn(6, 3, 32, 32, generator=stream(SEED, "init")).double()
