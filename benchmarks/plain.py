@@ -1,9 +1,10 @@
 """Distillation and evaluation done plainly: what every fast path of ddlib must agree with.
 
-Shares no code with ddlib: nets of PyTorch's own layers on contiguous 32x32 images, one net at a time, whole real batches,
-SGD a parameter at a time, every loss written out. All computes in the type of the images, float64 or float32. Generators
-and starting weights come from the caller; ddlib draws from them in the same order. `tests/test_witness.py` compares
-weights and pixels, `equality.py` accuracies.
+Shares no code with ddlib: nets of PyTorch's own layers on contiguous 32x32 images, one net at a
+time, whole real batches, SGD a parameter at a time, every loss written out. All computes in the
+type of the images, float64 or float32. Generators and starting weights come from the caller; ddlib
+draws from them in the same order. `tests/test_witness.py` compares weights and pixels,
+`equality.py` accuracies.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,7 +65,7 @@ def mlp(channels: int, classes: int) -> nn.Module:
 
 
 def lenet(channels: int, classes: int) -> nn.Module:
-    """Two 5x5 convolutions of 6 and 16 filters, each relu and max pooling; 400 - 120 - 84 - classes."""
+    """5x5 convolutions of 6 and 16 filters, each relu and max pooling; 400 - 120 - 84 - classes."""
     convolutions = [nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2)]
     convolutions += [nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
     hidden = [nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()]
@@ -72,7 +73,7 @@ def lenet(channels: int, classes: int) -> nn.Module:
 
 
 def alexnet(channels: int, classes: int, width_factor: float = 1.0) -> nn.Module:
-    """Convolutions of 128 and 192 (5x5), 256, 192, 192 filters, max pooling after 1, 2 and 5; no norm."""
+    """128, 192 (5x5), 256, 192, 192 filters (3x3), max pooling after 1, 2 and 5; no norm."""
     a, b, c = (slim(width, width_factor) for width in (128, 192, 256))
     layers = [nn.Conv2d(channels, a, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
     layers += [nn.Conv2d(a, b, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
@@ -172,7 +173,7 @@ def distillation(
 def released(
     logits: Tensor, labels: Tensor, teacher: Tensor, alpha: float, tau: float, epoch: int
 ) -> Tensor:
-    """(1 - alpha) CE + alpha (tau 0.9^epoch)^3 KL(student || teacher), probabilities from 1e-8 up."""
+    """(1 - alpha) CE + alpha (tau 0.9^epoch)^3 KL(student || teacher), probabilities >= 1e-8."""
     p, q = (torch.softmax(x, 1).clamp(min=1e-8) for x in (logits, teacher))
     kl = (p * torch.log(p / q)).sum() / len(logits)
     weight = alpha * (tau * 0.9**epoch) ** 3
@@ -213,7 +214,7 @@ def train(
     weight_decay: float,
     batch: int,
 ) -> None:
-    """The DC family's schedule: after epoch index (epochs - 1) // 2 + 1, lr / 10 and no momentum."""
+    """DC's schedule: after epoch (epochs - 1) // 2 + 1 of 0.., lr / 10 and no momentum."""
     velocities = [torch.zeros_like(p) for p in net.parameters()]
     net.train()
     for epoch in range(epochs):
@@ -262,7 +263,7 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def distance(synthetic: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
-    """DC's distance of two gradients: 1 - cos of every output unit's row, added up; no 1-d parameters."""
+    """DC's distance: 1 - cos of every output unit's row, added up, without 1-d parameters."""
     total = torch.zeros((), dtype=real[0].dtype)
     for s, r in zip(synthetic, real, strict=True):
         if s.dim() > 1:
@@ -275,7 +276,7 @@ def distance(synthetic: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
 def match(
     net: nn.Module, images: Tensor, labels: Tensor, real: Sequence[Tensor]
 ) -> tuple[float, Tensor]:
-    """The matching loss, summed over the classes, and its gradient in the pixels; `real`: a batch per class."""
+    """The matching loss of all classes and its gradient in the pixels; `real`: a batch each."""
     images, weights = images.clone().requires_grad_(), list(net.parameters())
     total = torch.zeros((), dtype=images.dtype)
     for label, batch in enumerate(real):
@@ -312,6 +313,18 @@ def draw(real: Sequence[Tensor], n: int, generator: torch.Generator) -> list[Ten
     return [images[torch.randperm(len(images), generator=generator)[:n]] for images in real]
 
 
+def draw_nets(
+    pool: object, iterations: int, generators: Generators, dtype: torch.dtype
+) -> list[nn.Module]:
+    """The nets that a `ddlib.ModelPool` draws, built plainly."""
+    nets, (channels, _, classes) = [], pool.shape
+    for k in range(iterations):
+        description, net = pool.sample(generators["pool"], k + 1, generators["weights"])
+        options = {option: value for option, value in description.items() if option != "net"}
+        nets.append(build(description["net"], net.to(dtype), channels, classes, **options))
+    return nets
+
+
 def distill(
     nets: Sequence[nn.Module],
     images: Tensor,
@@ -328,8 +341,8 @@ def distill(
 ) -> tuple[Tensor, list[float]]:
     """DC, an iteration on each of `nets`: the pixels after the last, and each one's mean loss.
 
-    `images` [C * ipc, ...] are sorted by class; `real` holds the training images of each class; `generators` are
-    "batch", "batchnorm" and "train".
+    `images` [C * ipc, ...] are sorted by class; `real` holds the training images of each class;
+    `generators` are those of "batch", "batchnorm" and "train".
     """
     labels = torch.arange(len(real)).repeat_interleave(len(images) // len(real))
     velocity, losses = torch.zeros_like(images), []

@@ -13,6 +13,7 @@ from ddlib.store import ROOT, write_atomic
 
 FOLDER = ROOT / "benchmarks"
 RESULTS = FOLDER / "results"
+EQUALITY = RESULTS / "equality.csv"
 SIDES = {"plain": "ddlib, no speed-ups", "reference": "reference"}
 LABELS = {
     "ipc": "images per class",
@@ -41,6 +42,11 @@ Sides of a measurement run in processes of their own and take turns, repetition 
 The reference is VICO-UoE/DatasetCondensation, as its `main.py` calls it for DC; its test images come from memory here, so that
 it decodes none. *ddlib, no speed-ups* is float32, the whole real batch at once, no recorded graphs, the C library's own
 handing out of memory. A step's time holds drawing the real batches and the gradient of the pixels, not their update.
+"""
+EQUALITY_INTRO = """Test accuracy (%) of the plain path, and what ddlib adds to it in either precision, paired, with 95%
+intervals (`python benchmarks/equality.py`). *nets* are trained on random real images, by the loop of
+`plain.py` or by ddlib, from the same weights; *sets* are distilled by the loop of `plain.py` or by ddlib,
+and ConvNets trained on all of them alike.
 """
 
 
@@ -120,14 +126,17 @@ def compared(seconds, sides):
     return *(duration(seconds[side]) if side in seconds else "" for side in sides), ratios
 
 
-def update_speed(runs, readme=ROOT / "docs" / "speed.md"):
-    """Put `shown` into docs/speed.md between its markers; returns its path."""
-    head, _, rest = readme.read_text().partition("<!-- speed -->\n")
-    return write_atomic(
-        readme,
-        f"{head}<!-- speed -->\n{shown(runs)}<!-- end speed -->"
-        + rest.partition("<!-- end speed -->")[2],
-    )
+def update_speed(runs, page=ROOT / "docs" / "speed.md"):
+    """Put `shown` and `equality_table` into docs/speed.md between their markers; returns its path."""
+    text = page.read_text()
+    for name, lines in (("speed", shown(runs)), ("equality", "
+".join(equality_table()))):
+        head, _, rest = text.partition(f"<!-- {name} -->
+")
+        tail = rest.partition(f"<!-- end {name} -->")[2]
+        text = f"{head}<!-- {name} -->
+{lines}<!-- end {name} -->{tail}"
+    return write_atomic(page, text)
 
 
 def report(runs):
@@ -138,21 +147,21 @@ def report(runs):
     return "\n".join([*parts, *(section(run) for run in runs), *accuracy()])
 
 
-def accuracy(file=RESULTS / "equality.csv"):
+def accuracy():
     """What `equality.py` found, as a section; nothing where it has not run."""
-    if not file.is_file():
-        return
+    if EQUALITY.is_file():
+        yield "## Do the fast paths change the result?\n"
+        yield EQUALITY_INTRO
+        yield from equality_table()
+
+
+def equality_table(file=EQUALITY):
+    """The summary of `equality.py`'s rows as Markdown lines."""
     import equality
     import pandas as pd
 
     rows = equality.summary(pd.read_csv(file))
-    cells = (
-        [f"{v:.2f}" if isinstance(v, float) else str(v) for v in row]
-        for row in rows.to_numpy(object)
-    )
-    yield "## Do the fast paths change the result?\n"
-    yield "Test accuracy (%) with 95% intervals, and paired differences to the plain path (`python benchmarks/equality.py`).\n"
-    yield from table(list(rows), ([cell.replace("nan", "") for cell in row] for row in cells))
+    return table(list(rows), rows.to_numpy())
 
 
 def section(run):

@@ -4,12 +4,15 @@ JSON.
 
 import json
 import sys
+from dataclasses import replace
 
 import conftest
 import pandas as pd
 import pytest
+import torch
 
-from ddlib.report.audit import signed
+from ddlib.data import random_real
+from ddlib.nets import NETS
 from ddlib.store import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -199,12 +202,45 @@ def test_render_of_nothing_says_what_to_do(tmp_path):
 def test_the_docs_tell_what_the_committed_results_say():
     readme = (ROOT / "docs" / "speed.md").read_text()
     assert render.shown(render.read(sorted(render.RESULTS.glob("*.json")))) in readme
-    summary = equality.summary(pd.read_csv(equality.RESULTS))
-    assert set(summary["ipc"]) == set(equality.LOOPS) and set(summary["path"]) == set(
-        equality.PATHS
-    )
-    for _, found in summary[summary["path"] != "plain"].iterrows():
-        effect, low, high = (
-            signed(found[name]) for name in ("difference", "difference low", "difference high")
-        )
-        assert f"{effect} [{low}, {high}]" in " ".join(readme.split())
+    assert "\n".join(render.equality_table()) in readme
+    rows = pd.read_csv(equality.RESULTS)
+    assert set(rows["net"]) == set(NETS) and set(rows["path"]) == set(equality.PATHS)
+
+
+# Equality -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def colours():
+    return conftest.make_data(channels=3, side=32)
+
+
+@pytest.mark.parametrize("name", ["ConvNet", "LeNet"])
+def test_equality_trains_the_same_net_by_every_path(colours, name):
+    config = replace(equality.TRAINING, epochs=3, lr=0.02, batch=4)
+    synset, seen = random_real(colours, 3, 0), []
+    for path in ("plain", "float32"):
+        seen.append([equality.train(name, synset, colours, path, seed, config) for seed in (0, 1)])
+    assert seen[0] == seen[1]
+
+
+def test_equality_distils_the_same_pixels_by_every_path(colours):
+    for config in equality.DISTILLED:
+        config = replace(config, iterations=2, width=8, batch_real=4, batch_bn=4)
+        slow, fast = (equality.distil(config, colours, path) for path in ("plain", "float32"))
+        torch.testing.assert_close(slow.images, fast.images, rtol=0, atol=1e-4)
+        assert torch.equal(slow.labels, fast.labels) and not torch.equal(slow.images, fast.images)
+
+
+def test_equality_pairs_by_set_and_net():
+    asked = {"compared": "nets", "data": "x", "ipc": 1, "net": "MLP"}
+    values = {"plain": (50, 60, 70), "float32": (51, 61, 71), "bfloat16": (49, 58, 70)}
+    rows = [
+        asked | {"set_seed": k, "eval_seed": k, "path": path, "accuracy": accuracy}
+        for path, accuracies in values.items()
+        for k, accuracy in enumerate(accuracies)
+    ]
+    (line,) = equality.summary(pd.DataFrame(rows).sample(frac=1, random_state=0)).to_dict("records")
+    assert line["n"] == "3×1" and line["plain"].startswith("60.0 [")
+    assert line["float32 − plain"] == "+1.0 [+1.0, +1.0]"
+    assert line["bfloat16 − plain"].startswith("-1.0 [")
