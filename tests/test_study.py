@@ -17,7 +17,7 @@ from ddlib.losses import PROTOCOLS
 from ddlib.store import ROOT
 from ddlib.study import PROFILES, Study, get_profile, profiles
 from ddlib.study.plan import ImageSet, Sweep, Train, plan, select
-from ddlib.study.tasks import chosen_value, is_done, rows_of, run_plan, run_task, tried
+from ddlib.study.tasks import chosen_value, in_groups, is_done, rows_of, run_plan, run_task, tried
 
 TINY = {
     "iterations": 4,
@@ -87,6 +87,8 @@ def test_nothing_is_done_twice(whole, monkeypatch):
     assert said == ["0 of 0 tasks done"] and files(whole.out) == before
     for task in plan(again.profile):
         assert is_done(task, again)
+        run_task(task, again)
+    assert files(whole.out) == before
 
 
 def test_the_rows_of_a_part_are_read_back(whole, monkeypatch):
@@ -205,6 +207,18 @@ def test_sets_side_by_side_are_those_distilled_alone(whole, tmp_path):
         torch.set_num_threads(1)
     assert [s.id for s in sets] == [s.id for s in whole.distill_all("main_plus_similar")]
     assert [s.iteration for s in sets[0].history] == [0, 2, 4] and len(sets[0].log) == 4
+
+
+def test_what_is_done_at_the_same_time(study):
+    """One set per thread, never two iterations of one; nets that are trained alike."""
+    sets = [ImageSet("dc", "main", 1, seed, k) for k in (2, 4) for seed in (0, 1, 2)]
+    nets = [Train(images, net, 1) for net in ("MLP", "ConvNet") for images in sets[:2]]
+    torch.set_num_threads(2)
+    try:
+        groups = list(in_groups([*sets, *nets], study))
+    finally:
+        torch.set_num_threads(1)
+    assert groups == [sets[:2], sets[2:3], sets[3:5], sets[5:], nets[:2], nets[2:]]
 
 
 def test_an_interrupted_distillation_stops_the_others(study, monkeypatch):
@@ -347,6 +361,7 @@ def test_a_budget_stops_a_distillation_and_the_next_call_goes_on(study, monkeypa
 def test_nets_that_take_longer_than_what_is_left_are_not_started(study, monkeypatch, budget, done):
     task = Train(ImageSet("random_real", ipc=1), "MLP", 2)
     usual = {("MLP", 1): 1.0}
+    monkeypatch.setattr(module("study.tasks").time, "monotonic", lambda: 0.0)
     monkeypatch.setattr(module("study.tasks"), "seconds_per_net", lambda study: usual)
     monkeypatch.setattr(module("study.tasks"), "groups", lambda nets, device: [nets])  # 2 at once
     said = []

@@ -86,20 +86,19 @@ def work(study: Study, arguments: Namespace) -> int:
     """Do the tasks of the plan until the budget is spent."""
     budget = parse_duration(arguments.budget) if arguments.budget else None
     study.progress = sys.stderr.isatty()
-    return int(
-        bool(run_plan(study, tasks_of(study, arguments), budget, partial(print, flush=True)))
-    )
+    failures = run_plan(study, tasks_of(study, arguments), budget, partial(print, flush=True))
+    return 1 if failures else 0
 
 
 def status(study: Study, arguments: Namespace) -> int:
     """How many tasks of the plan are done and left, by ipc, seed and kind, and what comes next."""
-    tasks, keys = tasks_of(study, arguments), ["ipc", "seed", "kind"]
-    left = [task for task in tasks if not is_done(task, study)]
-    places = [(t.images.ipc, t.images.seed, type(t).__name__.lower(), t not in left) for t in tasks]
-    done = pd.DataFrame(places, columns=[*keys, "done"]).groupby(keys, sort=False)["done"]
-    table = done.agg(tasks="size", done="sum").eval("left = tasks - done").reset_index()
-    print(table.to_string(index=False))
-    print(f"next: {left[0]}" if left else "all tasks are done")
+    tasks = tasks_of(study, arguments)
+    done = [is_done(task, study) for task in tasks]
+    places = [(t.images.ipc, t.images.seed, type(t).__name__.lower()) for t in tasks]
+    lines = pd.DataFrame(places, columns=["ipc", "seed", "kind"]).assign(done=done)
+    table = lines.groupby(["ipc", "seed", "kind"], sort=False)["done"].agg(tasks="size", done="sum")
+    print(table.eval("left = tasks - done").reset_index().to_string(index=False))
+    print("all tasks are done" if all(done) else f"next: {tasks[done.index(False)]}")
     return 0
 
 

@@ -96,12 +96,10 @@ class Study:
         show = progress and self.progress
         return distill(config, self.data, store=folder, progress=show, stop=is_over)
 
-    def distill_all(
-        self, pool: str, ipc: int | None = None, **changes: object
-    ) -> list[SyntheticSet]:
+    def distill_all(self, pool: str, ipc: int | None = None) -> list[SyntheticSet]:
         """The finished distillations of every seed, in the order of `profile.seeds`."""
-        p, pairs = self.profile, tuple(changes.items())
-        sets = [ImageSet("dc", pool, ipc or p.ipcs[0], s, p.iterations, pairs) for s in p.seeds]
+        p = self.profile
+        sets = [ImageSet("dc", pool, ipc or p.ipcs[0], seed, p.iterations) for seed in p.seeds]
         self.do(sets)
         return [self.distill(images, progress=False) for images in sets]
 

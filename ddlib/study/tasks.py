@@ -32,12 +32,7 @@ Stop = Callable[[], bool]
 Failures = list[tuple[Task, Exception]]
 
 
-def never() -> bool:
-    """Do not stop."""
-    return False
-
-
-def run_task(task: Task, study: "Study", stop: Stop = never) -> None:
+def run_task(task: Task, study: "Study", stop: Stop | None = None) -> None:
     """Do a task unless its results are there.
 
     `stop` is asked after every iteration of a distillation and before every group of nets; what is
@@ -46,7 +41,7 @@ def run_task(task: Task, study: "Study", stop: Stop = never) -> None:
     run_together([task], study, stop)
 
 
-def run_together(tasks: Sequence[Task], study: "Study", stop: Stop = never) -> None:
+def run_together(tasks: Sequence[Task], study: "Study", stop: Stop | None = None) -> None:
     """`run_task` for tasks that have the same `signature`, all at the same time."""
     study.results.refresh()
     left = [task for task in tasks if not is_done(task, study)]
@@ -123,12 +118,12 @@ def tried(task: Sweep, study: "Study") -> tuple[list[float], float | None]:
     return values, values[0]
 
 
-def distil(tasks: Sequence[ImageSet], study: "Study", stop: Stop) -> None:
+def distil(tasks: Sequence[ImageSet], study: "Study", stop: Stop | None) -> None:
     """Distil sets side by side; what stops one stops the others after their iteration."""
     interrupted = threading.Event()
 
     def halt() -> bool:
-        return interrupted.is_set() or stop()
+        return interrupted.is_set() or bool(stop and stop())
 
     works = [partial(study.distill, task, halt, i == 0) for i, task in enumerate(tasks)]
     try:
@@ -137,7 +132,7 @@ def distil(tasks: Sequence[ImageSet], study: "Study", stop: Stop) -> None:
         interrupted.set()
 
 
-def train(tasks: Sequence[Train], study: "Study", stop: Stop) -> None:
+def train(tasks: Sequence[Train], study: "Study", stop: Stop | None) -> None:
     """Train nets of one architecture on several sets, those of the same settings at once."""
     by_config: dict[EvalConfig | None, list[ImageSet]] = {}
     for task in tasks:
@@ -149,7 +144,7 @@ def train(tasks: Sequence[Train], study: "Study", stop: Stop) -> None:
         evaluate(sets, study.data, [one.net], one.protocol, one.n, progress=False, **how)
 
 
-def sweep(tasks: Sequence[Sweep], study: "Study", stop: Stop) -> None:
+def sweep(tasks: Sequence[Sweep], study: "Study", stop: Stop | None) -> None:
     """Try the candidates, and those that a choice at the edge of the grid adds."""
     for _ in range(EXTENSIONS + 1):
         train([one.candidate(v) for one in tasks for v in tried(one, study)[0]], study, stop)
@@ -160,7 +155,7 @@ def run_plan(
     tasks: Sequence[Task],
     budget: float | None = None,
     say: Callable[[str], object] | None = print,
-    stop: Stop = never,
+    stop: Stop | None = None,
 ) -> Failures:
     """Do tasks in order for up to `budget` seconds; returns those that failed, with their errors.
 
@@ -174,8 +169,10 @@ def run_plan(
     failures: Failures = []
     with bar(len(left), "tasks", show=say is None and study.progress) as ticks:
         for group in in_groups(left, study):
-            end, started = deadline - needed_seconds(group, study, usual), time.monotonic()
-            over = partial(is_over, end, stop)
+            if is_over(deadline, stop):
+                break
+            started = time.monotonic()
+            over = partial(is_over, deadline - needed_seconds(group, study, usual), stop)
             ready = [task for task in group if is_ready(task, study)]
             if ready and not over():
                 failures += attempt(ready, study, over)
@@ -191,9 +188,9 @@ def run_plan(
     return failures
 
 
-def is_over(end: float, stop: Stop) -> bool:
+def is_over(end: float, stop: Stop | None) -> bool:
     """Whether it is time to stop; `end` in seconds of `time.monotonic()`."""
-    return stop() or time.monotonic() > end
+    return time.monotonic() > end or bool(stop and stop())
 
 
 def attempt(tasks: Sequence[Task], study: "Study", stop: Stop) -> Failures:
