@@ -290,7 +290,8 @@ def everything(arguments, device):
         "minutes": 0,
     }
     print(
-        f"{result['environment']['device']}, torch {result['environment']['torch']}; median [min, max]",
+        f"{result['environment']['device']}, torch {result['environment']['torch']}; "
+        "median [min, max]",
         flush=True,
     )
     for name in chosen:

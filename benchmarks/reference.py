@@ -30,7 +30,8 @@ def fingerprint(folder):
     missing = [name for name in FILES if not (Path(folder) / name).is_file()]
     if missing:
         raise DDError(
-            f"--reference {folder} has no {missing[0]}; needed: a checkout of VICO-UoE/DatasetCondensation"
+            f"--reference {folder} has no {missing[0]}; "
+            "needed: a checkout of VICO-UoE/DatasetCondensation"
         )
     return hashlib.sha256(
         b"".join((Path(folder) / name).read_bytes() for name in FILES)

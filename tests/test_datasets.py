@@ -108,7 +108,7 @@ WNIDS = ["n03", "n01", "n02"]  # the published list isn't sorted either
 def write_tiny_imagenet(root):
     """wnids.txt, train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt, test/.
 
-    The brightness of an image is 60 times the number in its id, or 1 more; one training image is gray.
+    An image is as bright as 60 times the number in its id, or 1 more; one training image is gray.
     """
     (root / "val" / "images").mkdir(parents=True)
     (root / "test" / "images").mkdir(parents=True)
