@@ -6,7 +6,7 @@ Nets: each of the six, slim, trained on random real CIFAR-10 images (10 per clas
 `plain.py` in float32, by ddlib in float32 and bfloat16; same weights, batches and test images.
 Sets: digits distilled by the loop of `plain.py` and by ddlib, at ipc 1, and at ipc 5 with an inner
 loop, which ipc 1 has none of; ConvNets trained on all of them alike. Accuracies, paired by set and
-eval seed, go to benchmarks/results/equality.csv, from which RESULTS.md and docs/speed.md are rendered.
+eval seed, go to benchmarks/results/equality.csv: RESULTS.md and docs/speed.md are rendered from it.
 """
 
 import argparse
@@ -36,10 +36,10 @@ WIDTHS = {"ConvNet": {"width": 32}, "MLP": {}, "LeNet": {}}
 WIDTHS |= {name: {"width_factor": 0.125} for name in ("AlexNet", "VGG11", "ResNet18")}
 TESTED = 2000  # images
 
-LOOPS = {"width": 32, "batch_real": 32}
+SMALL = {"width": 32, "batch_real": 32}
 DISTILLED = (
-    DistillConfig(ipc=1, iterations=40, **LOOPS),
-    DistillConfig(ipc=5, iterations=15, outer=3, inner=10, **LOOPS),
+    DistillConfig(ipc=1, iterations=40, outer=1, inner=1, **SMALL),
+    DistillConfig(ipc=5, iterations=15, outer=3, inner=10, **SMALL),
 )
 SLICE = 16  # ddlib takes a real batch in two
 TESTING = EvalConfig(epochs=61, width=32)  # of distilled sets
@@ -92,6 +92,7 @@ def distil(config: DistillConfig, data: Data, path: str) -> SyntheticSet:
 
 def distil_plainly(config: DistillConfig, data: Data) -> Tensor:
     """The pixels that `plain.distill` makes of noise."""
+    config = config.resolved()
     generators = Streams(config.seed)
     pool = ModelPool.preset(config.pool, width=config.width, shape=data.shape)
     nets = plain.draw_nets(pool, config.iterations, generators, torch.float32)
@@ -99,9 +100,9 @@ def distil_plainly(config: DistillConfig, data: Data) -> Tensor:
     noise = stream(config.seed, "init")
     start = torch.randn(classes * config.ipc, channels, side, side, generator=noise)
     real = [data.x_train[data.y_train == label] for label in range(classes)]
-    sizes = picked(config, ("batch_real", "batch_bn", "batch_train"))
+    sizes = picked(config, ("outer", "inner", "batch_real", "batch_bn", "batch_train"))
     rates = picked(config, ("lr_images", "momentum_images", "lr_net"))
-    return plain.distill(nets, start, real, generators, *config.loops, **sizes, **rates)[0]
+    return plain.distill(nets, start, real, generators, **sizes, **rates)[0]
 
 
 def picked(config: EvalConfig | DistillConfig, names: Iterable[str]) -> dict[str, float]:

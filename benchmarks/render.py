@@ -127,15 +127,14 @@ def compared(seconds, sides):
 
 
 def update_speed(runs, page=ROOT / "docs" / "speed.md"):
-    """Put `shown` and `equality_table` into docs/speed.md between their markers; returns its path."""
+    """Put `shown` and `equality_table` into docs/speed.md between their markers; returns its
+    path.
+    """
     text = page.read_text()
-    for name, lines in (("speed", shown(runs)), ("equality", "
-".join(equality_table()))):
-        head, _, rest = text.partition(f"<!-- {name} -->
-")
+    for name, lines in (("speed", shown(runs)), ("equality", "\n".join(equality_table()))):
+        head, _, rest = text.partition(f"<!-- {name} -->\n")
         tail = rest.partition(f"<!-- end {name} -->")[2]
-        text = f"{head}<!-- {name} -->
-{lines}<!-- end {name} -->{tail}"
+        text = f"{head}<!-- {name} -->\n{lines}<!-- end {name} -->{tail}"
     return write_atomic(page, text)
 
 

@@ -207,7 +207,7 @@ def test_the_docs_tell_what_the_committed_results_say():
     assert set(rows["net"]) == set(NETS) and set(rows["path"]) == set(equality.PATHS)
 
 
-# Equality -------------------------------------------------------------------------------------------------------------
+# Equality ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
