@@ -143,13 +143,6 @@ def test_no_duration(text):
         launcher.parse_duration(text)
 
 
-def test_a_parameter_that_a_notebook_lacks_is_an_error():
-    with pytest.raises(
-        DDError, match=r"01_distill.ipynb has no parameter 'profil'; valid: profile, settings"
-    ):
-        launcher.check_parameters(NOTEBOOKS[:1], {"profil": "quick"})
-
-
 def test_a_mistake_inside_a_notebook_is_one_line(tmp_path):
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell("import ddlib; ddlib.load_data('nothing')")]

@@ -125,7 +125,7 @@ def parse_duration(text: str) -> float:
 
 
 def run_notebooks(study: Study, arguments: Namespace) -> int:
-    """Check everything that can be checked beforehand, run the notebooks, say what came out."""
+    """Check what can be checked beforehand, run the notebooks, say what came out."""
     if study.runs.exists() and not arguments.resume:
         raise DDError(
             f"{study.runs} holds an earlier run; --resume goes on, --out writes elsewhere"
@@ -139,25 +139,12 @@ def run_notebooks(study: Study, arguments: Namespace) -> int:
         "data_root": str(Path(study.data_root).resolve()) if arguments.data_root else None,
     }
     notebooks = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
-    check_parameters(notebooks, parameters)
     started = time.perf_counter()
     for i, notebook in enumerate(notebooks, 1):
         print(f"[{i}/{len(notebooks)}] {notebook.stem}", flush=True)
         execute(notebook, study.runs / "notebooks" / notebook.name, parameters)
     report(study, time.perf_counter() - started)
     return 0
-
-
-def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, object]) -> None:
-    """papermill only warns of a parameter that a notebook does not have; here it is an error."""
-    import papermill
-
-    for notebook in notebooks:
-        known = papermill.inspect_notebook(str(notebook))
-        for name in parameters:
-            if name not in known:
-                valid = ", ".join(known)
-                raise DDError(f"{notebook.name} has no parameter {name!r}; valid: {valid}")
 
 
 def execute(notebook: Path, target: Path, parameters: Mapping[str, object]) -> None:
