@@ -2,6 +2,7 @@
 for each.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
@@ -149,7 +150,7 @@ def describe_row(
     elif protocol.teacher != "never":
         changed |= {"alpha": config.alpha}
     return {
-        "set": synset.id,
+        "set": set_key(synset),
         "net": net_name(net),
         "protocol": protocol.name,
         "settings": canonical(changed),
@@ -161,27 +162,40 @@ def describe_row(
 
 def describe_set(synset: SyntheticSet, data: Data) -> dict:
     """A line of the table of sets (`results.SETS`)."""
-    about, origin = dict(synset.config), synset.provenance
-    pool = about.pop("pool", "unknown")
-    identity = {
-        "method": about.pop("method", "dc" if pool != "unknown" else "unknown"),
-        "base": about.pop("base", ""),
+    named, origin = identity_of(synset), synset.provenance
+    irrelevant = {*named, "snapshots"}
+    changed = {
+        k: v for k, v in synset.config.items() if k not in irrelevant and v != DISTILLATION.get(k)
+    }
+    held_out = len(data.y_val) / (len(data.y_val) + len(data.y_train))
+    changed["val_fraction"] = round(held_out, 3)
+    made = {"settings": canonical(changed), "seconds": origin.get("seconds", 0.0)}
+    return {"set": set_key(synset)} | named | made | machine_text(origin)
+
+
+def identity_of(synset: SyntheticSet) -> dict:
+    """What a set is called in results."""
+    about = synset.config
+    pool = about.get("pool", "unknown")
+    return {
+        "method": about.get("method", "dc" if pool != "unknown" else "unknown"),
+        "base": about.get("base", ""),
         "pool": pool,
         "dataset": synset.dataset,
         "ipc": synset.ipc,
         "iteration": synset.iteration,
-        "seed": about.pop("seed", 0),
+        "seed": about.get("seed", 0),
     }
-    irrelevant = {*identity, "snapshots"}
-    changed = {k: v for k, v in about.items() if k not in irrelevant and v != DISTILLATION.get(k)}
-    held_out = len(data.y_val) / (len(data.y_val) + len(data.y_train))
-    changed["val_fraction"] = round(held_out, 3)
-    return (
-        {"set": synset.id}
-        | identity
-        | {"settings": canonical(changed), "seconds": origin.get("seconds", 0.0)}
-        | machine_text(origin)
-    )
+
+
+def set_key(synset: SyntheticSet) -> str:
+    """A set's key in results: its pixels and what it is called.
+
+    A model pool that has not drawn another net yet has the baseline's pixels, and is still another.
+    """
+    return hashlib.sha256(canonical(identity_of(synset) | {"id": synset.id}).encode()).hexdigest()[
+        :12
+    ]
 
 
 def machine_text(about: dict) -> dict:

@@ -20,6 +20,7 @@ from ddlib.evaluate import (
     fresh_net,
     groups,
     measure_accuracy,
+    set_key,
     teacher_logits,
     train_net,
     train_nets,
@@ -229,7 +230,7 @@ def test_one_row_per_net_with_what_is_known_of_its_set(synset, data):
         "ce",
         "test",
         3,
-        synset.id,
+        set_key(synset),
         VERSION,
     ]
     assert (first["val_fraction"], first["lr"], first["machine"] != "") == (
@@ -626,3 +627,12 @@ def test_a_protocol_of_one_s_own(synset, data, trainings):
     assert rows["protocol"].tolist() == ["squared"] and rows["teacher"].tolist() == [""]
     ((net, images, *_),) = trainings
     assert ((net(images) - F.one_hot(synset.labels)) ** 2).mean() < 0.05
+
+
+def test_equal_pixels_of_two_pools_are_two_sets(synset, data):
+    """A pool that has drawn nothing but the main model yet is not the baseline."""
+    results = Results()
+    sets = [replace(synset, config=synset.config | {"pool": pool}) for pool in ("main", "other")]
+    rows = [rows_of(one, data, ("MLP",), results=results) for one in sets]
+    assert sets[0].id == sets[1].id and rows[0]["set"][0] != rows[1]["set"][0]
+    assert sorted(results.frame()["pool"]) == ["main", "other"]
