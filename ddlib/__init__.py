@@ -8,6 +8,12 @@ Config -> data -> `distill` -> `SyntheticSet` -> `evaluate` -> rows -> tables an
 >>> rows = ddlib.evaluate(synset, data, nets=["ConvNet", "LeNet"], protocol="kd", n_eval=3)
 """
 
+import os
+
+# Before torch is loaded: by default OpenMP's threads spin so long that a busy process beside them
+# makes small nets many times slower; alone this costs nothing that we could measure.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
 from .config import DistillConfig, EvalConfig
 from .coresets import coreset
 from .data import Data, full_real, load_data, random_real

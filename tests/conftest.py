@@ -56,6 +56,20 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
+def trainings(monkeypatch):
+    """Every `Training` that `evaluate` does, teachers before students."""
+    evaluation, calls = module("evaluate"), []
+    real = evaluation.train_nets
+
+    def recorded(group):
+        real(group)
+        calls.extend(group)
+
+    monkeypatch.setattr(evaluation, "train_nets", recorded)
+    return calls
+
+
+@pytest.fixture
 def data():
     return make_data()
 

@@ -320,7 +320,7 @@ def test_the_mean_over_nets_uses_the_seeds_that_all_nets_have():
     assert only(claim_cells(rows, SCOPE), claim=2, net="mean")["n"] == "1×5"
 
 
-@pytest.mark.parametrize("shape", [(1, 5), (3, 5)])
+@pytest.mark.parametrize("shape", [(1, 5), (3, 1), (3, 5)])
 def test_error_rates_of_the_rule(shape):
     """Without an effect "supported" is rare; with one of 1 point everywhere, so is
     "contradicted".

@@ -37,20 +37,6 @@ def colours():
     return make_data(channels=3, side=32)
 
 
-@pytest.fixture
-def trainings(monkeypatch):
-    """Every `Training` of `evaluate`."""
-    evaluation, calls = module("evaluate"), []
-    real = evaluation.train_nets
-
-    def recorded(trainings):
-        calls.extend(trainings)
-        real(trainings)
-
-    monkeypatch.setattr(evaluation, "train_nets", recorded)
-    return calls
-
-
 def rows_of(data, nets, protocol="elf", synset=None, n_eval=1, config=TINY, **settings):
     synset = synset or random_real(data, 3, 0)
     return evaluate(synset, data, nets, protocol, n_eval, config=config, progress=False, **settings)

@@ -54,20 +54,6 @@ def same_rows(one, two):
     pd.testing.assert_frame_equal(outcome(one), outcome(two), check_exact=True, check_dtype=False)
 
 
-@pytest.fixture
-def trainings(monkeypatch):
-    """Every `Training` done by `train_nets`."""
-    evaluation, calls = module("evaluate"), []
-    real = evaluation.train_nets
-
-    def counted(trainings):
-        calls.extend(trainings)
-        real(trainings)
-
-    monkeypatch.setattr(evaluation, "train_nets", counted)
-    return calls
-
-
 def train_one(net, images, loss, config, generator, labels=None, targets=None):
     """One net by `train_nets`; without `labels` the loss gets the rows of the batch instead."""
     rows = torch.arange(len(images)) if labels is None else labels

@@ -2,10 +2,13 @@
 
 import re
 
+import pandas as pd
 import pytest
 
+from ddlib.report.audit import VERDICTS, simulate_verdicts
 from ddlib.report.publish import (
     METHODS,
+    RATES,
     docs_parts,
     methods_parts,
     methods_tables,
@@ -28,6 +31,16 @@ def test_the_docs_hold_what_the_committed_files_give():
         marked = f"<!-- {name} -->\n{content}<!-- end {name} -->"
         having = [page for page in pages if f"<!-- {name} -->" in page]
         assert having and all(marked in page for page in having), name
+
+
+def test_the_committed_error_rates_are_those_of_the_rule():
+    """One line of them: each has a generator of its own."""
+    truth = {"1 points each": [1.0] * 5}
+    lines = simulate_verdicts(truth, [(3, 1)], [0.5], 1.2).set_index("rule")
+    rates = pd.read_csv(RATES).set_index(["rule", "truth", "n", "sd of sets"])
+    for rule, line in lines.iterrows():
+        found = rates.loc[(rule, "1 points each", "3×1", 0.5)]
+        assert found.to_dict() == line[list(VERDICTS)].to_dict()
 
 
 def test_committed_tables_of_methods_are_what_the_committed_rows_give():

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..choose import CELL, choices
+from ..rng import stream
 from ..stats import LEVEL, UNIT, WITHIN, holm, interval, p_above, p_below, pair
 from .published import printed_accuracy, printed_noise, read_published
 from .selection import arms, comparable, images_of
@@ -515,8 +516,9 @@ def simulate_verdicts(
     difference between nets of one set and between sets; a spread of 0 is the question that "given
     one set" asks.
     """
-    generator, lines = np.random.default_rng(0), []
+    lines = []
     for (truth, effects), (sets, nets), spread in product(truths.items(), shapes, spreads):
+        generator = np.random.default_rng(stream(0, truth, sets, nets, spread).initial_seed())
         shape = (runs, len(effects), sets, nets)
         values = np.array(effects)[:, None, None] + sd_nets * generator.standard_normal(shape)
         values += spread * generator.standard_normal((*shape[:3], 1))
@@ -553,4 +555,5 @@ def error_rates(runs: int = 1000) -> pd.DataFrame:
         }
         effects = np.subtract(accuracies["model pool"], accuracies["baseline"])
         truths[f"as printed, ipc {ipc}"] = effects.round(2).tolist()
-    return simulate_verdicts(truths, ((1, 5), (1, 20), (3, 5), (5, 5)), (0.0, 0.5), 1.2, runs)
+    shapes = (1, 5), (1, 20), (3, 1), (3, 5), (5, 5)
+    return simulate_verdicts(truths, shapes, (0.0, 0.5), 1.2, runs)

@@ -11,6 +11,7 @@ import pandas as pd
 from torch import nn
 
 from ..config import EvalConfig
+from ..elf import feature_net
 from ..evaluate import identity_of
 from ..rng import Streams
 from ..stats import pair, summarise
@@ -62,12 +63,12 @@ def cost_table(sets: Mapping[str, Sequence[SyntheticSet]]) -> pd.DataFrame:
             seconds = [one.provenance["seconds"] for one in group]
             lines[name] = {"ipc": group[0].ipc, "iterations": group[0].iteration}
             lines[name] |= {"sets": len(group), "seconds a set": sum(seconds) / len(group)}
-    return pd.DataFrame(lines).T
+    return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def auxiliary_nets(study: Study) -> dict[str, nn.Module]:
     """The nets, trained on real images, that MetaDD uses in this study, by name."""
-    config = study.profile.method_config("metadd", "main", study.profile.seeds[0])
+    config = study.profile.distill_config("main", study.profile.seeds[0], method="metadd")
     part = config.parts()["metadd"]
     part.prepare(config, study.data, Streams(config.seed))
     return {type(net).__name__: net for net in part.nets}
@@ -79,6 +80,16 @@ def elf_config(study: Study) -> EvalConfig:
     config = config_of(tasks[0], study)
     assert config is not None
     return config
+
+
+def feature_nets(study: Study) -> pd.DataFrame:
+    """The real images that ELF's F has seen for each net, and how well it does on test images."""
+    p, config = study.profile, elf_config(study)
+    images = p.feature_images or len(study.data.y_train)
+    about = {"epochs of F": p.feature_epochs, "real images of F": images}
+    accuracies = [feature_net(study.data, net, config).accuracy for net in p.elf_nets]
+    lines = zip(p.elf_nets, accuracies, strict=True)
+    return pd.DataFrame([{"net": net, **about, "F alone (%)": value} for net, value in lines])
 
 
 def methods_table(rows: pd.DataFrame) -> pd.DataFrame:

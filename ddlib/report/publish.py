@@ -8,7 +8,18 @@ from ..choose import choices
 from ..results import read_results
 from ..store import ROOT, write_atomic
 from ..study.profiles import PROFILES, Profile
-from .audit import RULE, SETS, Scope, audit, claim_cells, claims, compatible, effect_text
+from ..study.study import PNG
+from .audit import (
+    RULE,
+    SETS,
+    Scope,
+    audit,
+    claim_cells,
+    claims,
+    compatible,
+    effect_text,
+    error_rates,
+)
 from .figures import effects
 from .methods import elf_effects, methods_table, pool_effects, pool_verdicts
 from .published import printed_accuracy
@@ -16,6 +27,7 @@ from .selection import arms, comparable, images_name
 from .tables import caption, in_order, read_published, table, to_latex, to_markdown, wide
 
 TABLES = ROOT / "paper" / "tables"
+RATES = TABLES / "verdict-rates.csv"
 METHODS = "methods-small"  # the profile that compares methods, whose rows are committed
 
 
@@ -52,7 +64,7 @@ def to_csv(frame: pd.DataFrame) -> str:
 def update_docs(profile: str = "paper") -> None:
     """Write what comes from files into README.md and the pages of docs, between markers."""
     parts = docs_parts(profile) | methods_parts()
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("method*.md")):
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         text = path.read_text()
         for name, content in parts.items():
             head, marker, rest = text.partition(f"<!-- {name} -->\n")
@@ -65,7 +77,7 @@ def update_docs(profile: str = "paper") -> None:
 def docs_parts(profile: str) -> dict[str, str]:
     """Marker -> Markdown, from the committed rows of a profile and the simulated error rates."""
     rows, scope = read_results(ROOT / "paper" / "results" / profile), scope_of(PROFILES[profile])
-    rates = pd.read_csv(TABLES / "verdict-rates.csv").round(2)
+    rates = pd.read_csv(RATES).round(2)
     return {
         "claims": to_markdown(claims_by_ipc(claims(claim_cells(rows, scope)))),
         "agreement": to_markdown(agreement_table(compatible(rows, scope))),
@@ -73,6 +85,11 @@ def docs_parts(profile: str) -> dict[str, str]:
         "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
         "error rates": to_markdown(rates),
     }
+
+
+def publish_rates() -> None:
+    """Simulate how often the rule errs, and write it to paper/tables."""
+    write_atomic(RATES, error_rates().to_csv(index=False, float_format="%.3f"))
 
 
 def methods_parts(profile: str = METHODS) -> dict[str, str]:
@@ -85,6 +102,7 @@ def methods_parts(profile: str = METHODS) -> dict[str, str]:
     return {
         "pool per method": to_markdown(tables["methods-verdicts"]),
         "methods": to_markdown(tables["methods"]),
+        "feature nets": to_markdown(pd.read_csv(TABLES / f"{profile}-feature-nets.csv").round(1)),
         "elf": to_markdown(by_net.reset_index().assign(n=elf["n"].mode().iloc[0])),
     }
 
@@ -109,9 +127,8 @@ def publish_methods(profile: str = METHODS) -> None:
         "elf": effects(tables["elf"], "ELF and its controls, DM's sets"),
     }
     for name, figure in drawn.items():
-        options = {"dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
         if figure:
-            figure.savefig(folder / f"{name}.png", **options)
+            figure.savefig(folder / f"{name}.png", **PNG)
 
 
 def claims_by_ipc(found: pd.DataFrame) -> pd.DataFrame:

@@ -27,7 +27,7 @@ WITH_POOL = ", model pool"
 POOLS = {"": "", "main": "", "main_plus_similar": WITH_POOL}
 RELEASED_POOL = "model pool as released"
 ARMS = ("CE", "CE, lr chosen", "KD", "½ CE", "released KD", "CE, augmented")
-SETTING = ["epochs", "batch", "momentum", "weight_decay", "precision"]
+SETTING = ["epochs", "batch", "momentum", "weight_decay", "norm", "precision"]
 
 
 def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
@@ -46,20 +46,20 @@ def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     tested = rows[(rows["split"] == split) & (rows["images"] != "")]
     protocol, default = tested["protocol"], EvalConfig()
     with_teacher, released = tested["teacher"] != "", protocol == "authors-2023"
-    augmented = (protocol == "ce") & (tested["augment"] == "dsa") & (tested["lr"] == default.lr)
-    plain = tested["augment"] == ""
-    at_default = plain & (tested["lr"] == default.lr)
+    plain, swept = tested["augment"] == "", rows[rows["augment"] == ""]
+    usual_lr = tested["lr"] == default.lr
+    at_default = plain & usual_lr
     parts = {
         "CE": (protocol == "ce") & at_default,
         "CE, lr chosen": plain
         & (protocol == "ce")
-        & is_chosen(tested, choices(rows, "ce", "lr"), "lr"),
+        & is_chosen(tested, choices(swept, "ce", "lr"), "lr"),
         "KD": (protocol == "kd")
         & at_default
-        & is_chosen(tested, choices(rows, "kd", "tau"), "tau"),
+        & is_chosen(tested, choices(swept, "kd", "tau"), "tau"),
         "½ CE": released & ~with_teacher & at_default,
         "released KD": released & with_teacher & at_default & (tested["tau"] == default.tau),
-        "CE, augmented": augmented,
+        "CE, augmented": (protocol == "ce") & (tested["augment"] == "dsa") & usual_lr,
     }
     own = protocol[~protocol.isin(list(PROTOCOLS))].unique()  # a user's are arms of their own
     parts |= {name: protocol == name for name in own}

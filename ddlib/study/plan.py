@@ -234,9 +234,8 @@ def method_sets(step: Step) -> list[ImageSet]:
     ):
         if name in step.profile.main_only and pool != POOLS[0]:
             continue
-        config = step.profile.method_config(name, pool, seed)
-        ipc = step.profile.methods.get(name, {}).get("ipc", step.ipc)
-        sets.append(ImageSet(name, pool, ipc, seed, config.iterations))
+        config = step.profile.distill_config(pool, seed, step.ipc, name).resolved()
+        sets.append(ImageSet(name, pool, config.ipc, seed, config.iterations))
     return sets
 
 

@@ -95,7 +95,7 @@ class Profile:
             check_choice("pool", pool, PRESETS)
         for name in self.methods:
             for pool in self.method_pools:
-                self.method_config(name, pool, 0)
+                self.distill_config(pool, 0, method=name)
         for augment in self.augments:
             operations_of(augment)
         for name in self.coresets:
@@ -121,22 +121,18 @@ class Profile:
         return (*(k for k in self.report if k < self.iterations), self.iterations)
 
     def distill_config(
-        self, pool: str, seed: int, ipc: int | None = None, **changes: object
+        self, pool: str, seed: int, ipc: int | None = None, method: str = "dc", **changes: object
     ) -> DistillConfig:
-        """The `DistillConfig` of one distillation of this study; `ipc`: by default the first."""
-        settings = {"ipc": self.ipcs[0] if ipc is None else ipc, "pool": pool, "seed": seed}
-        settings["snapshots"] = tuple(k for k in self.snapshots if k <= self.iterations)
-        return DistillConfig(**(self.shared(DistillConfig) | settings | changes))
+        """The `DistillConfig` of one distillation of this study; `ipc`: by default the first.
 
-    def method_config(
-        self, name: str, pool: str, seed: int, ipc: int | None = None
-    ) -> DistillConfig:
-        """The `DistillConfig` of DC or one of `methods`, with nothing left open."""
-        if name == "dc" and name not in self.methods:
-            return self.distill_config(pool, seed, ipc).resolved()
-        settings = {"iterations": None, "snapshots": ()} | self.methods[name]
-        ipc = settings.pop("ipc", ipc)
-        return self.distill_config(pool, seed, ipc, **settings).resolved()
+        One of `methods` has its own iterations, and its settings come before the study's.
+        """
+        settings: dict[str, Any] = {"ipc": self.ipcs[0] if ipc is None else ipc, "method": method}
+        settings |= {"pool": pool, "seed": seed}
+        settings["snapshots"] = tuple(k for k in self.snapshots if k <= self.iterations)
+        if method in self.methods:
+            settings |= {"iterations": None, "snapshots": ()} | self.methods[method]
+        return DistillConfig(**(self.shared(DistillConfig) | settings | changes))
 
     def eval_config(self, **changes: object) -> EvalConfig:
         """The `EvalConfig` of this study."""
@@ -152,7 +148,7 @@ class Profile:
 SLIM = {"ipcs": (1,), "report": (), "batch_real": 32, "width": 32, "width_factor": 0.25}
 SLIM |= {"taus": (1.5, 4.0), "lrs": (0.005, 0.01, 0.02), "n_sweep": 1, "n_audit": 1}
 SLIM |= {"full_nets": ("ConvNet", "MLP", "LeNet")}
-# Slim nets as `SLIM`, matched without an inner loop, at about equal time for DC, DSA and DM
+# Of the methods: nets trained on few real images; DC and DSA from real images, no inner loop
 SOME_EXPERTS = {"experts": 3, "expert_epochs": 8, "steps": 10, "latest": 5, "expert_images": 8000}
 FROM_REAL = {"init": "real", "lr_images": 1.0, "outer": 1}
 AUXILIARIES = {"aux_images": 8000, "aux_epochs": 5}

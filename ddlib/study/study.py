@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -23,6 +24,8 @@ from .plan import POOLS, ImageSet, Sweep, Task, plan, select
 from .profiles import get_profile, study_name
 from .tasks import Stop, rows_of, run_plan
 
+# No date or version within: the same figure is the same file
+PNG: dict[str, Any] = {"dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
 OUT_VARIABLE = "DDLIB_OUT"  # another place for everything a study writes; the tests use it
 
 
@@ -65,11 +68,8 @@ class Study:
 
     def config(self, images: ImageSet) -> DistillConfig:
         """The settings of a distillation."""
-        if images.method in self.profile.methods:
-            place = images.method, images.pool, images.seed, images.ipc
-            return self.profile.method_config(*place)
-        changes = {"method": images.method} | dict(images.changes)
-        return self.profile.distill_config(images.pool, images.seed, images.ipc, **changes)
+        place = images.pool, images.seed, images.ipc, images.method
+        return self.profile.distill_config(*place, **dict(images.changes))
 
     def path(self, images: ImageSet) -> Path:
         """The file of a distilled set; log and checkpoint lie beside it."""
@@ -167,8 +167,7 @@ class Study:
         """Save a figure as figures/<profile>/<name>.png and return it."""
         self.figures.mkdir(parents=True, exist_ok=True)
         self.written.append(self.figures / f"{name}.png")
-        options = {"dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
-        figure.savefig(self.written[-1], **options)
+        figure.savefig(self.written[-1], **PNG)
         return figure
 
     def write(self, name: str, content: str) -> None:
