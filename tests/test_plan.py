@@ -1,5 +1,7 @@
 """The one plan: what it holds, its order, what depends on what, and its filters."""
 
+import itertools
+
 import pytest
 from conftest import refused
 
@@ -55,7 +57,7 @@ def test_every_task_comes_after_what_it_needs(name):
         assert all(place[one] < place[task] for one in before if one in place)
         if not isinstance(task, ImageSet):
             assert all(one in place for one in before)
-            assert len(before) == (not task.images.is_real) + bool(getattr(task, "chosen", None))
+            assert len(before) == (not task.images.are_given) + bool(getattr(task, "chosen", None))
 
 
 def test_a_distillation_needs_its_earlier_part_and_a_snapshot_the_next_reported_set():
@@ -85,11 +87,25 @@ def test_one_sweep_decides_for_all_seeds_and_iterations():
 
 def test_parts_make_up_the_plan_and_share_what_they_have_in_common():
     parts = {name: plan(PAPER, name) for name in PARTS}
-    assert set(TASKS) == {task for tasks in parts.values() for task in tasks}
+    assert set(TASKS) == {task for name in PAPER.parts for task in parts[name]}
+    assert not set(TASKS) & set(parts["released-sets"])  # the authors' files must be there
     plain = Train(ImageSet("dc", "main", 1, 0, 1000), "ConvNet", 10, split="both")
     assert all(plain in parts[name] for name in ("table4", "table5", "curve"))
     with refused("'table6'", "table5"):
         plan(PAPER, "table6")
+
+
+def test_released_sets_are_trained_on_under_every_protocol():
+    tasks = plan(PAPER, "released-sets")
+    assert {type(task) for task in tasks} == {Train, Sweep}  # nothing to distil
+    assert {(t.images.ipc, t.images.iteration) for t in tasks} == set(
+        itertools.product((1, 10), (1000, 2000, 3000))
+    )
+    arms = {(t.protocol, t.teacher, bool(t.chosen)) for t in tasks if isinstance(t, Train)}
+    released = {("authors-2023", None, False), ("authors-2023", "ConvNet", False)}
+    assert arms == {("ce", None, False), ("kd", "ConvNet", True), *released}
+    sweeps = [getattr(t, "chosen", None) for t in tasks]
+    assert [needs(t, PAPER) for t in tasks] == [[one] * bool(one) for one in sweeps]
 
 
 def test_the_released_variant_needs_more_iterations_than_its_warmup():
@@ -141,9 +157,9 @@ def test_every_method_has_both_pools_and_every_net_both_ways():
     for images in {t.images for t in trains}:
         how = {(t.net, t.protocol, t.settings) for t in trains if t.images == images}
         plain = {(n, "ce", s) for n in WHOLE.nets for s in ((), (("augment", "dsa"),))}
-        kd = set() if images.is_real else {(n, "kd", ()) for n in WHOLE.nets}
+        kd = set() if images.are_given else {(n, "kd", ()) for n in WHOLE.nets}
         assert how == plain | kd
-    real = {t.images.method for t in trains if t.images.is_real}
+    real = {t.images.method for t in trains if t.images.are_given}
     assert real == {"random_real", "herding", "k-center", "easiest"}
 
 

@@ -48,7 +48,7 @@ def sets_of(study: Study) -> dict[str, list[SyntheticSet]]:
     tasks = [task.images for task in plan(study.profile, "methods") if isinstance(task, Train)]
     found: dict[str, list[SyntheticSet]] = {}
     for images in dict.fromkeys(tasks):
-        one = study.load(images) if images.is_real else study.distill(images, progress=False)
+        one = study.load(images) if images.are_given else study.distill(images, progress=False)
         about = identity_of(one)
         name = images_name(about["method"], about["base"], about["pool"])
         found.setdefault(OWN_NAMES.get(name, name), []).append(one)

@@ -19,6 +19,8 @@ IMAGES = {
     ("dc", "total_random"): "total random",
     ("dc", "main_plus_others"): "main model + others",
     ("full_data", ""): "full data",
+    ("dc-released", "main"): "released baseline",
+    ("dc-released", "main_plus_similar"): "released model pool",
 }
 # Of other methods: what readers call them, and their pools beside the main model alone
 METHODS = {"herding": "herding", "k-center": "k-centre", "easiest": "easiest images"}

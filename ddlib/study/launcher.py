@@ -23,7 +23,7 @@ import pandas as pd
 from ..errors import DDError
 from ..progress import VARIABLE
 from ..store import ROOT
-from .plan import Task, plan, select
+from .plan import PARTS, Task, plan, select
 from .profiles import PROFILES, Profile, parse_settings
 from .study import Study
 from .tasks import is_done, run_plan
@@ -59,11 +59,12 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     add = parser.add_argument_group("work and status").add_argument
     add("--budget", help="90s, 8m, 2h (default: until all is done)")
     add("--n", type=int, help="nets per cell (default: the profile's)")
+    add("--part", help=f"only this part: {', '.join(PARTS)}")
     add("--until", type=int, help="only up to this iteration")
     for name, kind in FILTERS.items():
         add(f"--{name}", type=kind, action="append", default=[], help=f"only this {name}")
     arguments = parser.parse_args(words)
-    for name in ("budget", "n", "until", *FILTERS):
+    for name in ("budget", "n", "part", "until", *FILTERS):
         if getattr(arguments, name) and arguments.command not in ("work", "status"):
             raise DDError(f"--{name} belongs to the commands work and status")
     return arguments
@@ -119,7 +120,7 @@ def publish(study: Study, arguments: Namespace) -> int:
 def tasks_of(study: Study, arguments: Namespace) -> list[Task]:
     """The tasks that the filters let through."""
     only = {name: getattr(arguments, name) for name in FILTERS}
-    return select(plan(study.profile, n=arguments.n), arguments.until, **only)
+    return select(plan(study.profile, arguments.part, arguments.n), arguments.until, **only)
 
 
 def parse_duration(text: str) -> float:

@@ -11,6 +11,8 @@ from ..coresets import CORESETS
 from ..errors import check_choice
 from ..evaluate import TEACHER
 from .profiles import Profile
+from .released import ITERATIONS as RELEASED_AT
+from .released import METHOD as RELEASED_SETS
 
 POOLS = ("main", "main_plus_similar")  # pools of Table 4: the baseline and the model pool
 RELEASED = (("similar_depth", 1), ("warmup", 500))  # what the released code does differently
@@ -19,7 +21,7 @@ Pairs = tuple[tuple[str, object], ...]  # settings that differ from the profile'
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The task to distil a set up to an iteration; real images (`random_real`) are just there."""
+    """The task to distil a set up to an iteration; images that `are_given` are just there."""
 
     method: str
     pool: str = ""
@@ -34,13 +36,13 @@ class ImageSet:
         return self
 
     @property
-    def is_real(self) -> bool:
+    def are_given(self) -> bool:
         """Whether there is nothing to distil."""
-        return self.method in ("random_real", "full_data", *CORESETS)
+        return self.method in ("random_real", "full_data", RELEASED_SETS, *CORESETS)
 
     def __str__(self) -> str:
         text = f"{self.method} {self.pool}".strip() + f", ipc {self.ipc}, seed {self.seed}"
-        text += f", iteration {self.iteration}" * (not self.is_real)
+        text += f", iteration {self.iteration}" * bool(self.iteration)
         return text + "".join(f", {name} {value}" for name, value in self.changes)
 
 
@@ -106,7 +108,7 @@ def needs(task: Task, profile: Profile) -> list[Task]:
         before = [k for k in reported if k < images.iteration][-1:]
     else:
         before = [k for k in reported if k >= images.iteration][:1]
-    return [replace(images, iteration=k) for k in before if not images.is_real] + chosen
+    return [replace(images, iteration=k) for k in before if not images.are_given] + chosen
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,15 @@ def released(step: Step) -> list[Task]:
     return [*sets, *step.plain(sets)]
 
 
+def released_sets(step: Step) -> list[Task]:
+    """The authors' own sets under every protocol; the files must be there (`released`)."""
+    if step.iteration not in RELEASED_AT or step.ipc not in (1, 10) or 0 not in step.seeds:
+        return []
+    sets = [ImageSet(RELEASED_SETS, pool, step.ipc, 0, step.iteration) for pool in POOLS]
+    tasks = [*step.plain(sets), *step.audited(sets)]
+    return tasks + step.tuned(sets, "kd", TEACHER, "tau") + step.audited(sets, TEACHER)
+
+
 def probability(step: Step) -> list[Task]:
     """Other probabilities of the main model, at the last iteration."""
     values = step.profile.main_probs if step.iteration == step.profile.iterations else ()
@@ -259,12 +270,13 @@ def elf(step: Step) -> list[Task]:
 
 
 BY_IPC = {"table4": table4, "curve": curve, "table5": table5, "released": released}
-BY_IPC |= {"methods": methods, "elf": elf}
+BY_IPC |= {"methods": methods, "elf": elf, "released-sets": released_sets}
 PARTS = BY_IPC | {"probability": probability, "full_data": full_data}
 
 
 def plan(profile: Profile, part: str | None = None, n: int | None = None) -> list[Task]:
-    """All tasks of a study in order, or those of one of `PARTS`; `n`: nets per cell.
+    """All tasks of a study in order, or those of one of `PARTS`, also of one that the profile does
+    not have; `n`: nets per cell.
 
     Seed 0 of both methods comes first, then Table 5's other pools, the released code's variant,
     the other seeds, the main model's probability and the full data, and last the later ipcs.
@@ -274,8 +286,9 @@ def plan(profile: Profile, part: str | None = None, n: int | None = None) -> lis
     if part:
         check_choice("part", part, PARTS)
     first, rest, late = profile.seeds[:1], profile.seeds[1:], profile.later_ipcs
-    by_ipc = [name for name in profile.parts if name in BY_IPC]
-    once = [name for name in profile.parts if name not in BY_IPC]
+    parts = (part,) if part else profile.parts
+    by_ipc = [name for name in parts if name in BY_IPC]
+    once = [name for name in parts if name not in BY_IPC]
     order = [(by_ipc, profile.ipcs, first), (by_ipc, profile.ipcs, rest)]
     order += [(once, profile.ipcs[:1], profile.seeds)]
     order += [(by_ipc, late, first), (by_ipc, late, rest)]
@@ -283,7 +296,7 @@ def plan(profile: Profile, part: str | None = None, n: int | None = None) -> lis
         task
         for names, ipcs, seeds in order
         for name in names
-        if seeds and part in (None, name)
+        if seeds
         for ipc in ipcs
         for iteration in profile.reported
         for task in PARTS[name](Step(profile, ipc, iteration, seeds))

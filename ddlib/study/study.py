@@ -22,6 +22,8 @@ from ..store import ROOT, write_atomic
 from ..synset import SyntheticSet, load_synset
 from .plan import POOLS, ImageSet, Sweep, Task, plan, select
 from .profiles import get_profile, study_name
+from .released import METHOD as RELEASED_SETS
+from .released import released_set
 from .tasks import Stop, rows_of, run_plan
 
 # No date or version within: the same figure is the same file
@@ -77,8 +79,8 @@ class Study:
         return folder / snapshot_name(images.iteration)
 
     def has(self, images: ImageSet) -> bool:
-        """Whether a set is there; real images always are."""
-        return images.is_real or self.path(images).is_file()
+        """Whether a set is there; those that are given always are."""
+        return images.are_given or self.path(images).is_file()
 
     def _load(self, images: ImageSet) -> SyntheticSet:
         """A set that is there; `load` remembers the last ones."""
@@ -90,7 +92,10 @@ class Study:
             how = {"config": replace(EARLY, **settings), "images": p.feature_images or None}
             place = images.ipc, images.seed, images.method
             return coreset(self.data, *place, progress=self.progress, **how)
-        return full_real(self.data) if images.is_real else SyntheticSet.load(self.path(images))
+        if images.method == RELEASED_SETS:
+            folder = Path(self.data_root) / "released"
+            return released_set(folder, images.pool, images.ipc, images.iteration)
+        return full_real(self.data) if images.are_given else SyntheticSet.load(self.path(images))
 
     def distill(
         self, images: ImageSet, stop: Stop | None = None, progress: bool = True

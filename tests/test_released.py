@@ -1,0 +1,58 @@
+"""The authors' released sets: found by name, checked by hash, never another's in their place."""
+
+import hashlib
+
+import pytest
+import torch
+from conftest import refused
+
+from ddlib.evaluate import identity_of
+from ddlib.report.selection import images_name
+from ddlib.study import released
+from ddlib.study.plan import ImageSet
+from ddlib.study.released import released_set
+from ddlib.study.study import Study
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A file as the authors': three sets, told apart by their pixels, and its hash for theirs."""
+    path = tmp_path / "released" / "modelpool_res_DC_CIFAR10_ConvNet_1ipc_3000.pt"
+    path.parent.mkdir()
+    entries = [[torch.full((10, 3, 32, 32), float(k)), torch.arange(10)] for k in range(3)]
+    torch.save({"data": entries, "accs_all_exps": {"MLP": [0.25]}}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(released, "SHA256", released.SHA256 | {path.name: digest})
+    return path.parent
+
+
+def test_entries_are_the_iterations(folder):
+    for k, iteration in enumerate((1000, 2000, 3000)):
+        synset = released_set(folder, "main_plus_similar", 1, iteration)
+        assert synset.iteration == iteration and (synset.images == k).all()
+    named = identity_of(synset)
+    assert (named["method"], named["pool"], named["seed"]) == (
+        "dc-released",
+        "main_plus_similar",
+        0,
+    )
+    assert images_name("dc-released", "", named["pool"]) == "released model pool"
+    assert synset.provenance["accuracies"] == {"MLP": [25.0]}
+
+
+def test_another_file_is_refused(folder):
+    with refused("no file", "public repository"):
+        released_set(folder, "main", 1, 1000)
+    (path,) = folder.iterdir()
+    path.write_bytes(path.read_bytes() + b" ")
+    with refused("SHA-256"):
+        released_set(folder, "main_plus_similar", 1, 1000)
+    for pool, ipc, iteration in (("main", 50, 1000), ("main", 1, 500), ("total_random", 1, 1000)):
+        with refused("no released set"):
+            released_set(folder, pool, ipc, iteration)
+
+
+def test_a_study_loads_them(folder, tmp_path):
+    study = Study("paper", out=tmp_path, data_root=folder.parent)
+    images = ImageSet("dc-released", "main_plus_similar", 1, 0, 2000)
+    assert study.has(images) and (study.load(images).images == 1).all()
