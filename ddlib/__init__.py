@@ -14,6 +14,7 @@ import os
 # makes small nets many times slower; alone this costs nothing that we could measure.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
+from .centres import centres
 from .config import DistillConfig, EvalConfig
 from .coresets import coreset
 from .data import Data, full_real, load_data, random_real
@@ -54,6 +55,7 @@ __all__ = [
     "Results",
     "SyntheticSet",
     "build_net",
+    "centres",
     "coreset",
     "distill",
     "evaluate",

@@ -18,14 +18,17 @@ from ddlib.report.audit import (
     SMALL,
     SUPPORTED,
     UNDECIDED,
+    Comparison,
     Scope,
     agrees,
     audit,
     claim_cells,
     claims,
     compatible,
+    differences,
     outcome,
     outcome_counts,
+    pick,
     sentence,
     signed,
     simulate_verdicts,
@@ -37,6 +40,7 @@ from ddlib.report.published import (
     stored_against_printed,
     stored_pool_effect,
 )
+from ddlib.report.selection import arms
 from ddlib.report.tables import NETS, read_published
 from ddlib.stats import interval
 
@@ -252,6 +256,24 @@ def test_one_of_many_cells_needs_holm():
     assert verdict([edge, *others], cell(2.67), "mean") == SUPPORTED
 
 
+def test_class_means_give_each_set_nets_of_their_own():
+    """Four nets on the one set of means, beside two sets with two nets: each is used once."""
+    rows = make_rows()
+    baseline = rows[rows["pool"] == "main"]
+    four = baseline.assign(method="class-means", pool="", iteration=0, seed=0, set="means")
+    four["eval_seed"] = four.groupby("net").cumcount()
+    four["accuracy"] = 10.0 + four["eval_seed"]
+    tested = arms(pd.concat([rows, four], ignore_index=True))
+    comparison = Comparison("a", ("baseline", "CE"), ("class means", "CE"))
+    found = differences(tested, comparison, 1, 1000)
+    mlp = found[found["net"] == "MLP"].sort_values(["seed", "eval_seed"])["accuracy"]
+    own = pick(tested, "baseline", "CE", 1, 1000)
+    own = own[own["net"] == "MLP"].sort_values(["seed", "eval_seed"])["accuracy"]
+    assert (own.to_numpy() - mlp.to_numpy()).tolist() == [10.0, 11.0, 12.0, 13.0]
+    fewer = tested[(tested["images"] != "class means") | (tested["eval_seed"] < 3)]
+    assert len(differences(fewer, comparison, 1, 1000)) == 3 * found["net"].nunique()
+
+
 def test_claims_by_the_rule():
     found = claims(claim_cells(make_rows(), SCOPE)).set_index("number")
     assert found["verdict"].to_dict() == {
@@ -260,6 +282,7 @@ def test_claims_by_the_rule():
         3: MISSING,
         4: SUPPORTED,
         5: CONTRADICTED,
+        6: MISSING,
     }
     assert found["measured"].to_dict() == {
         1: "6 of 6",
@@ -267,6 +290,7 @@ def test_claims_by_the_rule():
         3: "0 of 10",
         4: "10 of 10",
         5: "4 of 4",
+        6: "0 of 24",
     }
     assert found.loc[2, "evidence"].startswith(
         "model pool − baseline: MLP +3.0 [+3.0, +3.0], LeNet"

@@ -6,7 +6,18 @@ import pytest
 from conftest import refused
 
 from ddlib.study import PROFILES, get_profile
-from ddlib.study.plan import PARTS, POOLS, RELEASED, ImageSet, Sweep, Train, needs, plan, select
+from ddlib.study.plan import (
+    FREE,
+    PARTS,
+    POOLS,
+    RELEASED,
+    ImageSet,
+    Sweep,
+    Train,
+    needs,
+    plan,
+    select,
+)
 
 WHOLE = get_profile("paper")
 PAPER = get_profile("paper", {"methods": {}, "coresets": [], "elf_nets": []})  # Tables 4 and 5
@@ -79,7 +90,8 @@ def test_the_arms_of_table_4():
 def test_one_sweep_decides_for_all_seeds_and_iterations():
     trains = [t for t in TASKS if isinstance(t, Train) and t.chosen and t.net == "MLP"]
     assert {t.chosen.images for t in trains} == {
-        ImageSet("dc", pool, ipc, 0, 1000) for pool in POOLS for ipc in (1, 10, 50)
+        *(ImageSet("dc", pool, ipc, 0, 1000) for pool in POOLS for ipc in (1, 10, 50)),
+        *(ImageSet(name, "", ipc, 0) for name in FREE for ipc in (1, 10, 50)),
     }
     assert all(t.chosen.images.pool == t.images.pool and t.chosen.net == t.net for t in trains)
     assert {t.chosen.values for t in trains} == {PAPER.taus, PAPER.lrs}
@@ -108,13 +120,22 @@ def test_released_sets_are_trained_on_under_every_protocol():
     assert [needs(t, PAPER) for t in tasks] == [[one] * bool(one) for one in sweeps]
 
 
+def test_images_that_no_seed_changes_are_one_set_with_the_nets_of_all():
+    trains = [t for t in plan(PAPER, "table4") if isinstance(t, Train) and t.protocol == "ce"]
+    means = [t for t in trains if t.images.method == "class-means" and t.net == "MLP"]
+    assert {(t.images.ipc, t.images.seed, t.n) for t in means} == {
+        (1, 0, 30),
+        *((ipc, seed, 10) for ipc in (10, 50) for seed in (0, 1, 2)),
+    }
+
+
 def test_the_released_variant_needs_more_iterations_than_its_warmup():
     assert plan(PAPER, "released") and not plan(PROFILES["quick"], "released")
 
 
 def test_n_changes_the_nets_per_cell_only():
     tasks = plan(PAPER, n=5)
-    assert {t.n for t in tasks if isinstance(t, Train)} == {5, 1}
+    assert {t.n for t in tasks if isinstance(t, Train) and not t.images.are_fixed} == {5, 1}
     assert {t.n for t in tasks if isinstance(t, Sweep)} == {2}
 
 
@@ -123,7 +144,8 @@ def test_n_changes_the_nets_per_cell_only():
     [
         ({"pool": ["main"], "ipc": [1], "seed": [0], "until": 1000, "net": ["MLP"]}, 7),
         ({"pool": ["main"], "ipc": [1], "seed": [0], "until": 1000, "protocol": ["kd"]}, 12),
-        ({"pool": ["random_real"], "ipc": [50]}, 3 * 6),
+        ({"pool": ["random_real"], "ipc": [50]}, 3 * 6 + (3 + 1) * 6),
+        ({"pool": ["class-means"], "ipc": [1], "protocol": ["ce"]}, 6),
         ({"pool": ["full_data"]}, 6),
         ({"ipc": [10], "seed": [1], "pool": ["total_random"], "until": 2000}, 2 + 2 * 6),
         ({"ipc": [], "net": []}, len(TASKS)),
@@ -160,7 +182,7 @@ def test_every_method_has_both_pools_and_every_net_both_ways():
         kd = set() if images.are_given else {(n, "kd", ()) for n in WHOLE.nets}
         assert how == plain | kd
     real = {t.images.method for t in trains if t.images.are_given}
-    assert real == {"random_real", "herding", "k-center", "easiest"}
+    assert real == {*FREE, "herding", "k-center", "easiest"}
 
 
 def test_elf_stands_beside_its_controls():

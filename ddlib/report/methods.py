@@ -21,7 +21,7 @@ from ..study.tasks import config_of
 from ..synset import SyntheticSet
 from .audit import MISSING, NO_CELL, cells_of, effect_text, mean_of, outcome, verdict
 from .selection import IMAGES, METHODS, WITH_POOL, arms, comparable, images_name, images_of
-from .tables import NETS, cell_text, in_order
+from .tables import FREE, NETS, cell_text, in_order
 
 OWN_NAMES = {IMAGES["dc", "main"]: "DC", IMAGES["dc", "main_plus_similar"]: "DC" + WITH_POOL}
 CELL = ["ipc", "images", "arm", "net"]
@@ -109,7 +109,7 @@ def methods_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def ordered(names: Iterable[str]) -> list[str]:
     """Images as tables list them: real ones, then method by method with its pool."""
-    known = [IMAGES["random_real", ""], *METHODS.values()]
+    known = [*FREE, *METHODS.values()]
 
     def place(name: str) -> tuple[int, str]:
         fits = [i for i, start in enumerate(known) if name.startswith(start)]

@@ -14,6 +14,8 @@ from ..losses import PROTOCOLS
 # `images_of`.
 IMAGES = {
     ("random_real", ""): "random real images",
+    ("class-means", ""): "class means",
+    ("class-means-contrast", ""): "class means, contrast 1",
     ("dc", "main"): "baseline",
     ("dc", "main_plus_similar"): "model pool",
     ("dc", "total_random"): "total random",

@@ -20,6 +20,8 @@ CELL = ["ipc", "iteration", "images", "arm", "net"]
 LINES = {
     4: (
         ("random real images", "CE", None),
+        ("class means", "CE", None),
+        ("class means, contrast 1", "CE", None),
         ("baseline", "CE", "baseline"),
         ("model pool", "CE", "model pool"),
         ("baseline", "CE, lr chosen", None),
@@ -39,7 +41,8 @@ LINES = {
         ("model pool", "CE", "main model + similar models"),
     ),
 }
-WITHOUT_ITERATION = ("random real images", "full data")
+FREE = ("random real images", "class means", "class means, contrast 1")
+WITHOUT_ITERATION = (*FREE, "full data")
 
 
 def table(rows: pd.DataFrame, number: int, iterations: Iterable[int] | None = None) -> pd.DataFrame:

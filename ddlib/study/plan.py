@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from ..centres import CENTRES
 from ..coresets import CORESETS
 from ..errors import check_choice
 from ..evaluate import TEACHER
@@ -16,6 +17,7 @@ from .released import METHOD as RELEASED_SETS
 
 POOLS = ("main", "main_plus_similar")  # pools of Table 4: the baseline and the model pool
 RELEASED = (("similar_depth", 1), ("warmup", 500))  # what the released code does differently
+FREE = ("random_real", *CENTRES)  # images that cost no distillation and no training
 Pairs = tuple[tuple[str, object], ...]  # settings that differ from the profile's
 
 
@@ -38,7 +40,12 @@ class ImageSet:
     @property
     def are_given(self) -> bool:
         """Whether there is nothing to distil."""
-        return self.method in ("random_real", "full_data", RELEASED_SETS, *CORESETS)
+        return self.method in ("full_data", RELEASED_SETS, *FREE, *CORESETS)
+
+    @property
+    def are_fixed(self) -> bool:
+        """Whether no seed changes them: the mean of a class."""
+        return self.method in CENTRES and self.ipc == 1
 
     def __str__(self) -> str:
         text = f"{self.method} {self.pool}".strip() + f", ipc {self.ipc}, seed {self.seed}"
@@ -125,21 +132,29 @@ class Step:
         common = [(pool, self.ipc, seed) for seed in self.seeds for pool in pools]
         return [ImageSet("dc", *place, self.iteration, changes) for place in common]
 
-    def real(self) -> list[ImageSet]:
-        """Random real images."""
-        return [ImageSet("random_real", ipc=self.ipc, seed=seed) for seed in self.seeds]
+    def free(self, ipc: int | None = None) -> list[ImageSet]:
+        """Random real images and class means; those that no seed changes are one set."""
+        sets = [ImageSet(name, "", ipc or self.ipc, seed) for seed in self.seeds for name in FREE]
+        first = self.profile.seeds[0]
+        return [images for images in sets if images.seed == first or not images.are_fixed]
+
+    def n(self, images: ImageSet) -> int:
+        """Nets per cell; on a set that stands for those of all seeds, as many as on all of them."""
+        return self.profile.n_eval * (len(self.profile.seeds) if images.are_fixed else 1)
 
     def swept(self, images: ImageSet) -> ImageSet:
         """The set on which settings are chosen for such images: the first seed's, early on."""
-        first = self.profile.seeds[0], self.profile.reported[0]
-        return replace(images, seed=first[0], iteration=first[1], changes=())
+        first = self.profile.seeds[0]
+        if images.are_given:
+            return replace(images, seed=first)
+        return replace(images, seed=first, iteration=self.profile.reported[0], changes=())
 
     def plain(self, sets: Sequence[ImageSet], nets: Sequence[str] = ()) -> list[Task]:
         """Plain cross-entropy; the sweep of its learning rate finds its default already tried."""
         tried = {images for images in sets if images == self.swept(images)}
         split = {images: "both" if images.pool in POOLS else "test" for images in tried}
         return [
-            Train(images, net, self.profile.n_eval, split=split.get(images, "test"))
+            Train(images, net, self.n(images), split=split.get(images, "test"))
             for net in nets or self.profile.nets
             for images in sets
         ]
@@ -154,7 +169,7 @@ class Step:
             how = (protocol, teacher)
             sweeps = [Sweep(self.swept(one), net, n, *how, setting, values) for one in sets]
             pairs = zip(sets, sweeps, strict=True)
-            trains = [Train(a, net, self.profile.n_eval, *how, chosen=b) for a, b in pairs]
+            trains = [Train(a, net, self.n(a), *how, chosen=b) for a, b in pairs]
             tasks += [*sweeps, *trains]
         return tasks
 
@@ -165,19 +180,20 @@ class Step:
 
 
 def table4(step: Step) -> list[Task]:
-    """Both methods under every protocol, and random real images."""
-    sets = step.sets(POOLS)
-    fair = [*sets, *step.plain(sets), *step.audited(sets), *step.plain(step.real())]
+    """Both methods under every protocol, and the free baselines."""
+    sets, free = step.sets(POOLS), step.free()
+    fair = [*sets, *step.plain(sets), *step.audited(sets), *step.plain(free)]
     fair += step.tuned(sets, "kd", TEACHER, "tau") + step.tuned(sets, "ce", None, "lr")
+    fair += step.tuned(free, "kd", TEACHER, "tau") if step.profile.free_kd else []
     return fair + step.audited(sets, TEACHER)
 
 
 def curve(step: Step) -> list[Task]:
-    """ConvNets while a set is distilled, beside random real images."""
+    """ConvNets while a set is distilled, beside the free baselines."""
     sets, is_first = step.sets(POOLS), step.iteration == step.profile.reported[0]
     before = [k for k in step.profile.snapshots if k < step.iteration and is_first]
     early = [replace(images, iteration=k) for k in before for images in sets]
-    return [*sets, *step.plain([*sets, *early, *step.real()], ["ConvNet"])]
+    return [*sets, *step.plain([*sets, *early, *step.free()], ["ConvNet"])]
 
 
 def table5(step: Step) -> list[Task]:
@@ -217,23 +233,25 @@ def full_data(step: Step) -> list[Task]:
 
 
 def methods(step: Step) -> list[Task]:
-    """Every method with every pool beside real images, with and without augmentation, and KD."""
-    profile, n = step.profile, step.profile.n_eval
+    """Every method with every pool beside free baselines and coresets, with and without
+    augmentation, and KD.
+    """
+    profile = step.profile
     if not profile.methods or step.iteration != profile.iterations:
         return []
     sets = method_sets(step)
     ipcs = dict.fromkeys(images.ipc for images in sets)
-    real = [
-        ImageSet(name, ipc=ipc, seed=seed)
-        for ipc, seed, name in product(ipcs, step.seeds, ("random_real", *profile.coresets))
-        if name == "random_real" or ipc == step.ipc
-    ]
+    given = [one for ipc in ipcs for one in step.free(ipc)]
+    chosen = product(profile.coresets, [""], [step.ipc], step.seeds)
+    given += [ImageSet(*place) for place in chosen]
     nets = profile.method_nets or profile.nets
     tasks: list[Task] = [*sets]
-    for net, augment, one in product(nets, profile.augments, [*sets, *real]):
-        tasks.append(Train(one, net, n, settings=(("augment", augment),) if augment else ()))
+    for net, augment, one in product(nets, profile.augments, [*sets, *given]):
+        tasks.append(
+            Train(one, net, step.n(one), settings=(("augment", augment),) if augment else ())
+        )
     if "kd" in profile.method_protocols:
-        tasks += [Train(one, net, n, "kd", TEACHER) for net in nets for one in sets]
+        tasks += [Train(one, net, step.n(one), "kd", TEACHER) for net in nets for one in sets]
     return tasks
 
 

@@ -45,6 +45,7 @@ class Profile:
     main_probs: tuple[float, ...] = ()  # more points of the curve over the main model's probability
     warmup: int = 0
     similar_depth: int | None = None
+    lr_images: float | None = None  # None: the method's
     batch_real: int = 256
     batch_bn: int = 16
     width: int = 128
@@ -61,6 +62,7 @@ class Profile:
     taus: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0, 8.0)  # candidates of KD's temperature
     lrs: tuple[float, ...] = (0.0025, 0.005, 0.01, 0.02, 0.04)  # of plain CE's learning rate
     n_sweep: int = 2  # nets per candidate
+    free_kd: bool = False  # whether the free baselines are trained with a teacher too
     full_nets: tuple[str, ...] = ()  # nets trained on the full data
     full_epochs: int = 20
     precision: str = "float32"  # of the distillation
@@ -73,7 +75,7 @@ class Profile:
     main_only: tuple[str, ...] = ()  # but for these: experts of every net of a pool take long
     method_nets: tuple[str, ...] = ()  # that are trained on their images; none: all `nets`
     method_protocols: tuple[str, ...] = ("ce", "kd")
-    coresets: tuple[str, ...] = ()  # of `coresets.CORESETS`, beside random real images
+    coresets: tuple[str, ...] = ()  # of `coresets.CORESETS`, beside the free baselines
     augments: tuple[str, ...] = ("", "dsa")  # of the evaluation of `methods`
     elf_nets: tuple[str, ...] = ()  # nets that learn features of real images too
     elf_method: str = "dm"  # which of `methods` they are evaluated on
@@ -192,6 +194,7 @@ QUICK = Profile(
     dataset="digits",
     val_fraction=0.2,
     iterations=40,
+    lr_images=1.0,  # ten times the paper's, so that digits are seen after 40 iterations
     snapshots=(0, 10, 20, 40),
     main_probs=(0.5,),
     n_eval=1,
@@ -201,7 +204,7 @@ QUICK = Profile(
         "dsa": {"method": "dsa", "iterations": 20},
         "dm": {"method": "dm", "lr_images": 5.0, "iterations": 40},
         "metadd": METADD | {"lr_images": 5.0, "iterations": 20, "options": {"aux_epochs": 3}},
-        "mtt": {"method": "mtt", "iterations": 10, "options": FEW_EXPERTS},
+        "mtt": {"method": "mtt", "lr_images": None, "iterations": 10, "options": FEW_EXPERTS},
     },
     main_only=("metadd", "mtt"),
     method_nets=("ConvNet", "MLP", "LeNet"),
@@ -232,6 +235,7 @@ PAPER = Profile(
     precision="bfloat16",
     eval_precision="bfloat16",
     main_probs=(0.5, 0.7, 0.8),
+    free_kd=True,
     full_nets=tuple(NETS),
     full_epochs=100,
     parts=(*ALL_OF_DC, "methods", "elf"),

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..centres import CENTRES, centres
 from ..config import DistillConfig
 from ..coresets import CORESETS, EARLY, coreset
 from ..data import Data, full_real, load_data, random_real
@@ -86,6 +87,8 @@ class Study:
         """A set that is there; `load` remembers the last ones."""
         if images.method == "random_real":
             return random_real(self.data, images.ipc, images.seed)
+        if images.method in CENTRES:
+            return centres(self.data, images.ipc, images.seed, images.method)
         if images.method in CORESETS:
             p = self.profile
             settings = {"epochs": p.feature_epochs, "width": p.width, "precision": p.eval_precision}
