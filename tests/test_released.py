@@ -2,12 +2,16 @@
 
 import hashlib
 
+import pandas as pd
 import pytest
 import torch
-from conftest import refused
+from conftest import refused, study_rows
 
 from ddlib.evaluate import identity_of
+from ddlib.report.audit import Scope, compatible
+from ddlib.report.released import released_table
 from ddlib.report.selection import images_name
+from ddlib.report.tables import NETS, table
 from ddlib.study import released
 from ddlib.study.plan import ImageSet
 from ddlib.study.released import released_set
@@ -56,3 +60,38 @@ def test_a_study_loads_them(folder, tmp_path):
     study = Study("paper", out=tmp_path, data_root=folder.parent)
     images = ImageSet("dc-released", "main_plus_similar", 1, 0, 2000)
     assert study.has(images) and (study.load(images).images == 1).all()
+
+
+def released_rows(accuracy, arm, iteration):
+    """Ten nets on the released baseline set."""
+    about = {"method": "dc-released", "iteration": iteration}
+    return study_rows({("main", arm): accuracy}, NETS, seeds=1, n_eval=10, **about)
+
+
+def test_the_table_sets_ours_beside_what_is_printed_and_stored():
+    own = study_rows({("main", "CE"): 50.0}, NETS)
+    rows = pd.concat(
+        [own, released_rows(17.02, "CE", 3000), released_rows(14.0, "½ CE", 1000)],
+        ignore_index=True,
+    )
+    lines = released_table(rows).set_index(["iteration", "accuracy of"])["ResNet18"]
+    assert lines.to_dict() == {
+        (1000, "printed without KD"): "14.3",
+        (1000, "printed with KD"): "18.7",
+        (1000, "ours, ½ CE"): "14.4 ± 0.2†",
+        (3000, "printed without KD"): "14.3",
+        (3000, "printed with KD"): "19.0",
+        (3000, "stored, CE"): "19.1",
+        (3000, "ours, CE"): "17.5 ± 0.2†",
+    }
+    assert not table(rows, 4)["images"].str.startswith("released").any()
+
+
+def test_agreement_is_judged_at_every_iteration_of_the_released_sets_alone():
+    rows = pd.concat(
+        [study_rows({("main", "CE"): 18.7}, NETS), released_rows(14.0, "½ CE", 2000)],
+        ignore_index=True,
+    )
+    found = compatible(rows, Scope((1,), (1000, 2000), ("ResNet18",)), released=True)
+    assert set(found["iteration"]) == {2000} and set(found["arm"]) == {"½ CE"}
+    assert found.set_index("printed")["agrees"].to_dict() == {"baseline": "yes", "KD": "no"}

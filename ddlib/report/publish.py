@@ -23,6 +23,7 @@ from .audit import (
 from .figures import effects
 from .methods import elf_effects, methods_table, pool_effects, pool_verdicts
 from .published import printed_accuracy
+from .released import released_table
 from .selection import arms, comparable, images_name
 from .tables import caption, in_order, read_published, table, to_latex, to_markdown, wide
 
@@ -51,6 +52,8 @@ def study_files(rows: pd.DataFrame, profile: Profile) -> dict[str, str]:
         "claims": claims(cells_of_claims),
         "claim-cells": cells_of_claims,
         "compatible": compatible(rows, scope),
+        "released-compatible": compatible(rows, scope, released=True),
+        "released-sets": released_table(rows),
         "choices": choice_table(rows),
     }
     return files | {f"{name}.csv": to_csv(frame) for name, frame in tidy.items()}
@@ -81,6 +84,8 @@ def docs_parts(profile: str) -> dict[str, str]:
     return {
         "claims": to_markdown(claims_by_ipc(claims(claim_cells(rows, scope)))),
         "agreement": to_markdown(agreement_table(compatible(rows, scope))),
+        "released agreement": to_markdown(agreement_table(compatible(rows, scope, True))),
+        "released sets": to_markdown(released_table(rows)),
         "half a cross-entropy": half_ce_sentences(rows, scope),
         "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
         "error rates": to_markdown(rates),
@@ -145,8 +150,9 @@ def agreement_table(found: pd.DataFrame) -> pd.DataFrame:
     agrees, and with which not.
     """
     lines = []
-    for (ipc, printed), group in found.groupby(["ipc", "printed"], sort=False):
-        line = {"ipc": ipc, "printed row": printed}
+    places = ["ipc", "iteration", "printed"]
+    for (ipc, iteration, printed), group in found.groupby(places, sort=False):
+        line = {"ipc": ipc, "iteration": iteration, "printed row": printed}
         for arm, cells in group.groupby("arm", sort=False):
             other = in_order(cells.loc[cells["agrees"] == "no", "net"])
             agreeing = f"{len(cells) - len(other)} of {len(cells)}"

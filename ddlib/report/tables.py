@@ -87,8 +87,9 @@ def table(rows: pd.DataFrame, number: int, iterations: Iterable[int] | None = No
 
 def table_lines(tested: pd.DataFrame, number: int) -> list[tuple[str, str, str | None]]:
     """The lines of a table: the paper's, and in Table 4 those of images and arms that are in
-    neither of its tables.
+    neither of its tables; the authors' sets have one of their own (`released.released_table`).
     """
+    tested = tested[~tested["images"].str.startswith("released ")]
     known = {line[:2] for lines in LINES.values() for line in lines}
     pairs = dict.fromkeys(zip(tested["images"], tested["arm"], strict=True)) if number == 4 else {}
     return [*LINES[number], *((*pair, None) for pair in pairs if pair not in known)]

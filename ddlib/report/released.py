@@ -1,0 +1,53 @@
+"""The authors' released sets under every way of training, beside what Table 4 prints for them.
+
+No set of ours is involved, so nothing here hangs on how well we distil.
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from ..stats import summarise
+from .audit import SETS
+from .published import plain_ce, printed_accuracy
+from .selection import arms
+from .tables import CELL, NETS, cell_text, read_published
+
+RELEASED = {f"released {images}": methods for images, methods in SETS.items()}
+
+
+def released_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A block per ipc, iteration and released set: both printed lines, the accuracies stored in the
+    authors' file (plain CE, 10 nets), and ours, a line per arm.
+
+    Columns: ipc, iteration, images, accuracy of, n, and the nets; cells "26.6 ± 0.5".
+    """
+    tested = arms(rows)
+    tested = tested[tested["images"].isin(list(RELEASED))]
+    lines = []
+    if len(tested):
+        cells = summarise(tested, CELL)
+        for (ipc, iteration, images), group in cells.groupby(CELL[:3]):
+            start = {"ipc": ipc, "iteration": iteration, "images": images}
+            lines += [start | line for line in beside(ipc, iteration, images)]
+            for arm, own in group.groupby("arm", sort=False):
+                usual = own["n"].mode().iloc[0]
+                by_net = {cell["net"]: cell for cell in own.to_dict("records")}
+                texts = {net: cell_text(by_net.get(net), usual) for net in NETS}
+                lines.append(start | {"accuracy of": f"ours, {arm}", "n": usual} | texts)
+    return pd.DataFrame(lines, columns=["ipc", "iteration", "images", "accuracy of", "n", *NETS])
+
+
+def beside(ipc: int, iteration: int, images: str) -> list[Mapping[str, object]]:
+    """What the paper prints without and with KD, and what is stored with the set."""
+    with_kd, without = RELEASED[images]
+    table, stored = read_published(4), plain_ce()
+    lines: list[Mapping[str, object]] = []
+    for name, method in (("printed without KD", without), ("printed with KD", with_kd)):
+        values = {net: printed_accuracy(table, ipc, iteration, method, net) for net in NETS}
+        texts = {net: "" if pd.isna(value) else f"{value:.1f}" for net, value in values.items()}
+        lines.append({"accuracy of": name, "n": "1×10"} | texts)
+    where = (stored["ipc"] == ipc) & (stored["iteration"] == iteration)
+    own = stored[where & (stored["method"] == without)]
+    texts = {one.net: f"{one.mean:.1f}" for one in own.itertuples()}
+    return lines + ([{"accuracy of": "stored, CE", "n": "1×10"} | texts] if texts else [])
