@@ -32,6 +32,7 @@ from .synset import SyntheticSet
 # AlexNet were wrong), max pooling by whole tensors.
 VERSION = 2
 TEACHER = "ConvNet"
+APART = 1000  # eval seeds from the nets on one set to those on the set of the next seed
 AT_ONCE = {"cuda": 10, "cpu": 4}  # nets side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
 Pairs = Sequence[tuple[SyntheticSet, int]]  # sets, each with an eval seed
 
@@ -58,8 +59,8 @@ def evaluate(
     Returns one line per net and split (`results.flat`; accuracy in percent). `protocol`: see
     `ddlib.losses`, or a `Protocol` of your own; `teacher` is the net that `kd` and `authors-2023`
     learn from (None for `authors-2023`: its "no KD", half a CE), and for `kd-real` one trained on
-    real images, which `elf` needs too (`ddlib.elf`). Net i has eval seed `seed + i`; a
-    teacher of the same number comes from a stream of its own. `split`: "test", "val" to choose
+    real images, which `elf` needs too (`ddlib.elf`). `eval_seeds` numbers the nets, from `seed` on;
+    a teacher of the same number comes from a stream of its own. `split`: "test", "val" to choose
     settings, or "both": one training, a row for each. `config` is an `EvalConfig`, `settings`
     override single ones (`tau=4.0`). With `results` (a `Results`), rows found there are not
     computed again and new ones are saved as they finish; `stop()` is asked before every group, and
@@ -88,7 +89,7 @@ def evaluate(
         ]
         for k, one in enumerate(synsets)
         for net in nets
-        for s in range(seed, seed + n_eval)
+        for s in eval_seeds(one, n_eval, seed)
     }
     about = [describe_set(one, data) for one in synsets]
     missing = [key for key in rows if any(results.get(row) is None for row in rows[key])]
@@ -109,6 +110,16 @@ def evaluate(
     finished = [results.get(row) for same in rows.values() for row in same]
     sets = pd.DataFrame(about).drop_duplicates("set")
     return flat(sets, pd.DataFrame([r for r in finished if r is not None], columns=list(ROWS)))
+
+
+def eval_seeds(synset: SyntheticSet, n: int, seed: int = 0) -> range:
+    """The eval seeds of n nets on a set, from `APART` times the set's own seed on.
+
+    So nets on sets of different seeds share no weights, as an interval over sets requires, and nets
+    of different methods at one set seed do, which pairing removes.
+    """
+    first = seed + APART * identity_of(synset)["seed"]
+    return range(first, first + n)
 
 
 def splits(split: str) -> tuple[str, ...]:
@@ -462,7 +473,7 @@ def check_request(
         net_class(net)
     if teacher is not None:
         net_class(teacher, "teacher")
-    check_range("n_eval", n_eval, 1)
+    check_range("n_eval", n_eval, 1, APART)
     for name in names:
         if not len(data.split(name)[1]):
             raise DDError(f"split {name!r} of {data.name} has no images")

@@ -18,17 +18,14 @@ from ddlib.report.audit import (
     SMALL,
     SUPPORTED,
     UNDECIDED,
-    Comparison,
     Scope,
     agrees,
     audit,
     claim_cells,
     claims,
     compatible,
-    differences,
     outcome,
     outcome_counts,
-    pick,
     sentence,
     signed,
     simulate_verdicts,
@@ -40,7 +37,6 @@ from ddlib.report.published import (
     stored_against_printed,
     stored_pool_effect,
 )
-from ddlib.report.selection import arms
 from ddlib.report.tables import NETS, read_published
 from ddlib.stats import interval
 
@@ -254,24 +250,6 @@ def test_one_of_many_cells_needs_holm():
     others = [cell(3.0)] * 9
     assert verdict([edge], edge, "mean") == CONTRADICTED
     assert verdict([edge, *others], cell(2.67), "mean") == SUPPORTED
-
-
-def test_class_means_give_each_set_nets_of_their_own():
-    """Four nets on the one set of means, beside two sets with two nets: each is used once."""
-    rows = make_rows()
-    baseline = rows[rows["pool"] == "main"]
-    four = baseline.assign(method="class-means", pool="", iteration=0, seed=0, set="means")
-    four["eval_seed"] = four.groupby("net").cumcount()
-    four["accuracy"] = 10.0 + four["eval_seed"]
-    tested = arms(pd.concat([rows, four], ignore_index=True))
-    comparison = Comparison("a", ("baseline", "CE"), ("class means", "CE"))
-    found = differences(tested, comparison, 1, 1000)
-    mlp = found[found["net"] == "MLP"].sort_values(["seed", "eval_seed"])["accuracy"]
-    own = pick(tested, "baseline", "CE", 1, 1000)
-    own = own[own["net"] == "MLP"].sort_values(["seed", "eval_seed"])["accuracy"]
-    assert (own.to_numpy() - mlp.to_numpy()).tolist() == [10.0, 11.0, 12.0, 13.0]
-    fewer = tested[(tested["images"] != "class means") | (tested["eval_seed"] < 3)]
-    assert len(differences(fewer, comparison, 1, 1000)) == 3 * found["net"].nunique()
 
 
 def test_claims_by_the_rule():

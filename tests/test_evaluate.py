@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import module, refused
+from conftest import make_data, module, refused
 from torch import nn
 
+from ddlib.centres import centres
 from ddlib.config import EvalConfig
 from ddlib.data import load_data, random_real
 from ddlib.evaluate import (
@@ -551,7 +552,7 @@ def test_diverged_nets_are_flagged_and_kept(tmp_path, synset, data, protocol):
             {"protocol": "kd", "teacher": "Convnet"},
             ("'Convnet'", "did you mean 'ConvNet'"),
         ),
-        ({"n_eval": 0}, ("n_eval is 0", "at least 1")),
+        ({"n_eval": 0}, ("n_eval is 0", "1 to 1000")),
         ({"split": "tset"}, ("'tset'", "did you mean 'test'", "val")),
         ({"epoch": 3}, ("'epoch'", "did you mean 'epochs'", "weight_decay")),
         ({"tau": 0}, ("tau is 0", "at least")),
@@ -623,3 +624,18 @@ def test_equal_pixels_of_two_pools_are_two_sets(synset, data):
     rows = [rows_of(one, data, ("MLP",), results=results) for one in sets]
     assert sets[0].id == sets[1].id and rows[0]["set"][0] != rows[1]["set"][0]
     assert sorted(results.frame()["pool"]) == ["main", "other"]
+
+
+def test_sets_of_different_seeds_have_nets_of_their_own():
+    """The same images at three seeds: an interval over sets must see three independent nets."""
+    data = make_data()
+    sets = [centres(data, 1, seed) for seed in (0, 1, 2)]
+    assert len({one.id for one in sets}) == 1
+    rows = rows_of(sets, data, ("MLP",), n_eval=2)
+    by_set = rows.groupby("seed")["eval_seed"].apply(list).to_dict()
+    assert by_set == {0: [0, 1], 1: [1000, 1001], 2: [2000, 2001]}
+    nets = [fresh_net("MLP", data, TINY, stream(s, "eval", "MLP")) for s in (0, 1000)]
+    first = [next(net.parameters()) for net in nets]
+    assert not torch.equal(*first)
+    other = random_real(data, 1, 2)
+    assert rows_of(other, data, ("MLP",), n_eval=2)["eval_seed"].tolist() == [2000, 2001]

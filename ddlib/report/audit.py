@@ -18,7 +18,7 @@ from ..rng import stream
 from ..stats import LEVEL, UNIT, WITHIN, holm, interval, p_above, p_below, pair
 from .published import printed_accuracy, printed_noise, read_published
 from .selection import arms, comparable, images_of
-from .tables import NETS, WITHOUT_ITERATION
+from .tables import FREE, NETS, WITHOUT_ITERATION
 
 MARGIN = (
     1.0  # points: the smallest effect that matters; seeds of one method differ by about as much
@@ -69,7 +69,6 @@ class Claim:
     with_convnet: bool = False
 
 
-FIXED = ("class means", "class means, contrast 1")  # for one image per class
 BASELINE, POOL, REAL = ("baseline", "CE"), ("model pool", "CE"), ("random real images", "CE")
 SETS = {"baseline": ("KD", "baseline"), "model pool": ("model pool + KD", "model pool")}
 
@@ -124,7 +123,7 @@ CLAIMS = {
         tuple(
             Comparison(f"{images} − {free}", (images, "CE"), (free, "CE"))
             for images in ("baseline", "model pool")
-            for free in FIXED
+            for free in FREE[1:]
         ),
         with_convnet=True,
     ),
@@ -178,27 +177,13 @@ def differences(
 ) -> pd.DataFrame:
     """The paired differences of a comparison, a row per net, set seed and eval seed."""
     a, b = (pick(tested, *side, ipc, iteration) for side in (comparison.a, comparison.b))
-    rows = pair(a, dealt(b, a) if comparison.b[0] in FIXED and ipc == 1 else b)
+    rows = pair(a, b)
     if not comparison.best:
         return rows
     best = rows[rows["net"] == comparison.best].drop(columns="net")
     others = rows[rows["net"] != comparison.best]
     best = best.merge(others[["net", UNIT, WITHIN]], on=[UNIT, WITHIN])
     return pair(best, others)
-
-
-def dealt(fixed: pd.DataFrame, like: pd.DataFrame) -> pd.DataFrame:
-    """Rows of images that no seed changes, one net for each that `like` has of its sets.
-
-    The same nets beside every set would make sets look more alike than they are: their noise would
-    be shared. So each is used once; sets without one left are left out.
-    """
-    order = [UNIT, WITHIN]
-    places = like.sort_values(order)[["net", *order]]
-    places["place"] = places.groupby("net").cumcount()
-    fixed = fixed.sort_values(order).drop(columns=order)
-    fixed["place"] = fixed.groupby("net").cumcount()
-    return fixed.merge(places, on=["net", "place"]).drop(columns="place")
 
 
 def cells_of(rows: pd.DataFrame, nets: Iterable[str]) -> dict[str, dict]:

@@ -42,11 +42,6 @@ class ImageSet:
         """Whether there is nothing to distil."""
         return self.method in ("full_data", RELEASED_SETS, *FREE, *CORESETS)
 
-    @property
-    def are_fixed(self) -> bool:
-        """Whether no seed changes them: the mean of a class."""
-        return self.method in CENTRES and self.ipc == 1
-
     def __str__(self) -> str:
         text = f"{self.method} {self.pool}".strip() + f", ipc {self.ipc}, seed {self.seed}"
         text += f", iteration {self.iteration}" * bool(self.iteration)
@@ -133,14 +128,8 @@ class Step:
         return [ImageSet("dc", *place, self.iteration, changes) for place in common]
 
     def free(self, ipc: int | None = None) -> list[ImageSet]:
-        """Random real images and class means; those that no seed changes are one set."""
-        sets = [ImageSet(name, "", ipc or self.ipc, seed) for seed in self.seeds for name in FREE]
-        first = self.profile.seeds[0]
-        return [images for images in sets if images.seed == first or not images.are_fixed]
-
-    def n(self, images: ImageSet) -> int:
-        """Nets per cell; on a set that stands for those of all seeds, as many as on all of them."""
-        return self.profile.n_eval * (len(self.profile.seeds) if images.are_fixed else 1)
+        """Random real images and class means."""
+        return [ImageSet(name, "", ipc or self.ipc, seed) for seed in self.seeds for name in FREE]
 
     def swept(self, images: ImageSet) -> ImageSet:
         """The set on which settings are chosen for such images: the first seed's, early on."""
@@ -154,7 +143,7 @@ class Step:
         tried = {images for images in sets if images == self.swept(images)}
         split = {images: "both" if images.pool in POOLS else "test" for images in tried}
         return [
-            Train(images, net, self.n(images), split=split.get(images, "test"))
+            Train(images, net, self.profile.n_eval, split=split.get(images, "test"))
             for net in nets or self.profile.nets
             for images in sets
         ]
@@ -169,7 +158,7 @@ class Step:
             how = (protocol, teacher)
             sweeps = [Sweep(self.swept(one), net, n, *how, setting, values) for one in sets]
             pairs = zip(sets, sweeps, strict=True)
-            trains = [Train(a, net, self.n(a), *how, chosen=b) for a, b in pairs]
+            trains = [Train(a, net, self.profile.n_eval, *how, chosen=b) for a, b in pairs]
             tasks += [*sweeps, *trains]
         return tasks
 
@@ -236,7 +225,7 @@ def methods(step: Step) -> list[Task]:
     """Every method with every pool beside free baselines and coresets, with and without
     augmentation, and KD.
     """
-    profile = step.profile
+    profile, n = step.profile, step.profile.n_eval
     if not profile.methods or step.iteration != profile.iterations:
         return []
     sets = method_sets(step)
@@ -247,11 +236,9 @@ def methods(step: Step) -> list[Task]:
     nets = profile.method_nets or profile.nets
     tasks: list[Task] = [*sets]
     for net, augment, one in product(nets, profile.augments, [*sets, *given]):
-        tasks.append(
-            Train(one, net, step.n(one), settings=(("augment", augment),) if augment else ())
-        )
+        tasks.append(Train(one, net, n, settings=(("augment", augment),) if augment else ()))
     if "kd" in profile.method_protocols:
-        tasks += [Train(one, net, step.n(one), "kd", TEACHER) for net in nets for one in sets]
+        tasks += [Train(one, net, n, "kd", TEACHER) for net in nets for one in sets]
     return tasks
 
 

@@ -17,7 +17,7 @@ import torch
 from ..choose import choices
 from ..config import EvalConfig
 from ..errors import DDError
-from ..evaluate import configured, describe_row, evaluate, groups, machine_text, splits
+from ..evaluate import configured, describe_row, eval_seeds, evaluate, groups, machine_text, splits
 from ..fast import side_by_side
 from ..losses import find_protocol
 from ..machine import environment
@@ -79,7 +79,8 @@ def rows_of(task: Task, study: "Study") -> list[dict]:
     protocol, teacher = find_protocol(task.protocol, task.teacher)
     synset, config = study.load(task.images), config_of(task, study)
     row = describe_row(synset, protocol, task.net, 0, teacher, "test", config)
-    pairs = ((seed, split) for seed in range(task.n) for split in splits(task.split))
+    seeds = eval_seeds(synset, task.n)
+    pairs = ((seed, split) for seed in seeds for split in splits(task.split))
     rows = (study.results.get(row | {"eval_seed": s, "split": split}) for s, split in pairs)
     return [row for row in rows if row is not None]
 
