@@ -8,8 +8,8 @@ import torch
 from conftest import refused, study_rows
 
 from ddlib.evaluate import identity_of
-from ddlib.report.audit import Scope, compatible
-from ddlib.report.released import released_table
+from ddlib.report.audit import Scope
+from ddlib.report.released import released_compatible, released_table
 from ddlib.report.selection import images_name
 from ddlib.report.tables import NETS, table
 from ddlib.study import released
@@ -92,6 +92,6 @@ def test_agreement_is_judged_at_every_iteration_of_the_released_sets_alone():
         [study_rows({("main", "CE"): 18.7}, NETS), released_rows(14.0, "½ CE", 2000)],
         ignore_index=True,
     )
-    found = compatible(rows, Scope((1,), (1000, 2000), ("ResNet18",)), released=True)
+    found = released_compatible(rows, Scope((1,), (1000, 2000), ("ResNet18",)))
     assert set(found["iteration"]) == {2000} and set(found["arm"]) == {"½ CE"}
     assert found.set_index("printed")["agrees"].to_dict() == {"baseline": "yes", "KD": "no"}

@@ -412,24 +412,22 @@ COMPATIBLE = (
 )
 
 
-def compatible(rows: pd.DataFrame, scope: Scope, released: bool = False) -> pd.DataFrame:
+def compatible(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
     """Which ways of training agree with each figure of Table 4: a line per printed method, net and
     arm, at the paper's scale.
 
     Columns: ipc, iteration, printed (method), net, published, arm, mean, low, high (our interval
-    widened by the noise of the printed mean), n, agrees. Our images, at the first iteration, are
-    not the authors': sets of one method differ, which no interval here covers. `released`: on the
-    sets that the authors released, at every iteration.
+    widened by the noise of the printed mean), n, agrees. Our images are not the authors': sets of
+    one method differ, which no interval here covers. At the scope's first iteration.
     """
     tested, table4, lines = arms(rows), read_published(4), []
     if not is_full_scale(rows) or set(rows["dataset"]) != {"cifar10"}:
         return pd.DataFrame(columns=list(COMPATIBLE))
-    at_all = scope.iterations if released else scope.iterations[:1]
-    for ipc, at, (images, methods), arm in product(
-        scope.ipcs, at_all, SETS.items(), ("CE", "½ CE", "KD", "released KD")
+    for ipc, (images, methods), arm in product(
+        scope.ipcs, SETS.items(), ("CE", "½ CE", "KD", "released KD")
     ):
-        own = pick(tested, "released " * released + images, arm, ipc, at)
-        cells = cells_of(own, scope.nets)
+        at = scope.iterations[0]
+        cells = cells_of(pick(tested, images, arm, ipc, at), scope.nets)
         for method, (net, cell) in product(methods, cells.items()):
             printed = printed_accuracy(table4, ipc, at, method, net)
             if cell["df"] and not np.isnan(printed):

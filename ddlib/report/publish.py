@@ -23,7 +23,7 @@ from .audit import (
 from .figures import effects
 from .methods import elf_effects, methods_table, pool_effects, pool_verdicts
 from .published import printed_accuracy
-from .released import released_table
+from .released import released_compatible, released_table
 from .selection import arms, comparable, images_name
 from .tables import caption, in_order, read_published, table, to_latex, to_markdown, wide
 
@@ -52,7 +52,7 @@ def study_files(rows: pd.DataFrame, profile: Profile) -> dict[str, str]:
         "claims": claims(cells_of_claims),
         "claim-cells": cells_of_claims,
         "compatible": compatible(rows, scope),
-        "released-compatible": compatible(rows, scope, released=True),
+        "released-compatible": released_compatible(rows, scope),
         "released-sets": released_table(rows),
         "choices": choice_table(rows),
     }
@@ -84,7 +84,7 @@ def docs_parts(profile: str) -> dict[str, str]:
     return {
         "claims": to_markdown(claims_by_ipc(claims(claim_cells(rows, scope)))),
         "agreement": to_markdown(agreement_table(compatible(rows, scope))),
-        "released agreement": to_markdown(agreement_table(compatible(rows, scope, True))),
+        "released agreement": to_markdown(agreement_table(released_compatible(rows, scope))),
         "released sets": to_markdown(released_table(rows)),
         "half a cross-entropy": half_ce_sentences(rows, scope),
         "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
