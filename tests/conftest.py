@@ -14,6 +14,7 @@ import torch
 from ddlib.data import Data, random_real
 from ddlib.errors import DDError
 from ddlib.results import ROWS, SETS, canonical, flat
+from ddlib.study.plan import FREE
 
 torch.set_num_threads(1)  # tensors of a few hundred numbers: threads cost more than they give
 
@@ -109,7 +110,7 @@ def study_rows(accuracies, nets=("MLP",), seeds=2, n_eval=2, **changes):
     for ((pool, arm), accuracy), net, d, e in itertools.product(
         accuracies.items(), nets, range(seeds), range(n_eval)
     ):
-        free = pool in ("random_real", "full_data")
+        free = pool in ("full_data", *FREE)
         entry = about | {
             "method": pool if free else "dc",
             "pool": "" if free else pool,

@@ -8,8 +8,11 @@ from conftest import study_rows
 
 from ddlib.choose import choices
 from ddlib.errors import DDError
+from ddlib.report.audit import Scope, claim_cells
+from ddlib.report.publish import free_sentence, free_table
 from ddlib.report.selection import arms, comparable
 from ddlib.report.tables import (
+    FREE,
     caption,
     in_order,
     read_published,
@@ -232,3 +235,35 @@ def test_a_distillation_made_twice_counts_once_and_settings_agree():
     other = make_rows(settings={"precision": "bfloat16"}, n_eval=1)
     rows = comparable(pd.concat([make_rows(), again, other], ignore_index=True))
     assert rows["accuracy"].max() < 30 and set(rows["precision"]) == {"float32"}
+
+
+# Free baselines.
+
+FREE_ROWS = {
+    ("random_real", "CE"): 15.0,
+    ("class-means", "CE"): lambda net, d, e: {"ConvNet": 20.0, "MLP": 23.5}.get(net, 26.0) + d,
+    ("class-means-contrast", "CE"): lambda net, d, e: 22.0 - (net == "LeNet") * 8 + d,
+    ("main", "CE"): lambda net, d, e: 25.0 + d + (e - d) * 0.1,
+    ("main_plus_similar", "CE"): lambda net, d, e: 24.0 + d + (e - d) * 0.1,
+}
+SOME = Scope((1,), (1000,), ("ConvNet", "MLP", "LeNet", "AlexNet"))
+
+
+def test_free_baselines_stand_beside_distilled_images():
+    rows = study_rows(FREE_ROWS, SOME.nets)
+    table = free_table(rows, SOME).set_index("images")
+    assert table.index.tolist() == [*FREE, "baseline", "model pool", "printed: model pool + KD"]
+    assert table.loc["class means", "LeNet"].startswith("26.5 ±")
+    assert table.loc["printed: model pool + KD", "AlexNet"] == "22.5"
+    assert set(table["n"]) == {"2×2", "1×10"}
+
+
+def test_which_nets_class_means_win():
+    """Means win on LeNet and AlexNet by one of their kinds, lose on ConvNet by both; MLP by less
+    than the interval."""
+    rows = study_rows(FREE_ROWS, SOME.nets)
+    found = free_sentence(claim_cells(rows, SOME), 1)
+    assert "below 0): LeNet, AlexNet; distilled" in found and "means: ConvNet; 4 nets" in found
+    one = free_sentence(claim_cells(rows[rows["seed"] == 0], SOME), 1)
+    assert "below 0): none; distilled" in one and "means: none; 4 nets" in one
+    assert one.endswith("4 nets measured, given one set.")

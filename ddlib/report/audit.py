@@ -69,6 +69,7 @@ class Claim:
     with_convnet: bool = False
 
 
+CLASS_MEANS = 6  # the number of that claim
 BASELINE, POOL, REAL = ("baseline", "CE"), ("model pool", "CE"), ("random real images", "CE")
 SETS = {"baseline": ("KD", "baseline"), "model pool": ("model pool + KD", "model pool")}
 
@@ -117,7 +118,7 @@ CLAIMS = {
             ),
         ),
     ),
-    6: Claim(  # ours
+    CLASS_MEANS: Claim(  # ours
         "Distilled images beat class means on every net",
         "every",
         tuple(

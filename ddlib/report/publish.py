@@ -6,10 +6,14 @@ import pandas as pd
 
 from ..choose import choices
 from ..results import read_results
+from ..stats import summarise
 from ..store import ROOT, write_atomic
 from ..study.profiles import PROFILES, Profile
 from ..study.study import PNG
 from .audit import (
+    CLASS_MEANS,
+    GAIN,
+    LOSS,
     RULE,
     SETS,
     Scope,
@@ -19,13 +23,24 @@ from .audit import (
     compatible,
     effect_text,
     error_rates,
+    pick,
 )
 from .figures import effects
 from .methods import elf_effects, methods_table, pool_effects, pool_verdicts
 from .published import printed_accuracy
 from .released import released_compatible, released_table
 from .selection import arms, comparable, images_name
-from .tables import caption, in_order, read_published, table, to_latex, to_markdown, wide
+from .tables import (
+    FREE,
+    caption,
+    cell_text,
+    in_order,
+    read_published,
+    table,
+    to_latex,
+    to_markdown,
+    wide,
+)
 
 TABLES = ROOT / "paper" / "tables"
 RATES = TABLES / "verdict-rates.csv"
@@ -84,6 +99,8 @@ def docs_parts(profile: str) -> dict[str, str]:
     return {
         "claims": to_markdown(claims_by_ipc(claims(claim_cells(rows, scope)))),
         "agreement": to_markdown(agreement_table(compatible(rows, scope))),
+        "free baselines": to_markdown(free_table(rows, scope)),
+        "class means": free_sentence(claim_cells(rows, scope), scope.ipcs[0]) + "\n",
         "released agreement": to_markdown(agreement_table(released_compatible(rows, scope))),
         "released sets": to_markdown(released_table(rows)),
         "half a cross-entropy": half_ce_sentences(rows, scope),
@@ -159,6 +176,44 @@ def agreement_table(found: pd.DataFrame) -> pd.DataFrame:
             line[arm] = agreeing + (f"; not {', '.join(other)}" if other else "")
         lines.append(line)
     return pd.DataFrame(lines).fillna("")
+
+
+def free_table(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
+    """Images that cost nothing beside distilled ones, plain cross-entropy, at the first ipc and
+    iteration; last what Table 4 prints for its best method.
+    """
+    tested, (ipc, at) = arms(rows), (scope.ipcs[0], scope.iterations[0])
+    names = {**dict.fromkeys(FREE, 0), **dict.fromkeys(SETS, at)}
+    lines = []
+    for images, iteration in names.items():
+        own = pick(tested, images, "CE", ipc, iteration)
+        if len(own):
+            cells = {cell["net"]: cell for cell in summarise(own, ["net"]).to_dict("records")}
+            usual = pd.Series([cell["n"] for cell in cells.values()]).mode().iloc[0]
+            texts = {net: cell_text(cells.get(net), usual) for net in scope.nets}
+            lines.append({"images": images, "n": usual} | texts)
+    best = "model pool + KD"
+    printed = [printed_accuracy(read_published(4), ipc, at, best, net) for net in scope.nets]
+    texts = ["" if pd.isna(value) else f"{value:.1f}" for value in printed]
+    last = {"images": f"printed: {best}", "n": "1×10"}
+    return pd.DataFrame([*lines, last | dict(zip(scope.nets, texts, strict=True))])
+
+
+def free_sentence(cells: pd.DataFrame, ipc: int) -> str:
+    """On which nets class means beat distilled images, and where distilled images beat both kinds
+    of means: the intervals of `audit.claim_cells`.
+    """
+    own = cells[(cells["claim"] == CLASS_MEANS) & (cells["ipc"] == ipc) & (cells["net"] != "mean")]
+    own = own[own["n"] != ""]
+    free = own["comparison"].str.partition(" − ")[2]
+    lost = (own["outcome"] == LOSS).groupby([own["net"], free]).all().groupby("net").any()
+    won = (own["outcome"] == GAIN).groupby(own["net"]).all()
+    ahead, behind = (", ".join(in_order(found[found].index)) or "none" for found in (lost, won))
+    measured = f"{len(won)} nets measured" + ", given one set" * bool((own["sets"] == 1).all())
+    return (
+        f"Class means that beat both distilled sets (the intervals of both differences below 0): "
+        f"{ahead}; distilled sets that beat both kinds of class means: {behind}; {measured}."
+    )
 
 
 def half_ce_sentences(rows: pd.DataFrame, scope: Scope) -> str:
