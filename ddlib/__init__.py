@@ -23,6 +23,7 @@ from .distill import distill
 from .elf import feature_net
 from .errors import DDError
 from .evaluate import evaluate
+from .look import look, nearest
 from .losses import Protocol
 from .methods import METHODS, Images, Objective, Pixels, register_method
 from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net, register_net
@@ -65,6 +66,8 @@ __all__ = [
     "interval_text",
     "load_data",
     "load_synset",
+    "look",
+    "nearest",
     "paired_difference",
     "pretrained",
     "random_real",

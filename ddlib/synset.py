@@ -100,7 +100,9 @@ class SyntheticSet(torch.utils.data.Dataset):
         return (self.images * std + mean).clamp(0, 1)
 
     def thumbnails(self) -> bytes:
-        """A PNG of the first images of the first classes, ten of each at most, a class per row."""
+        """A PNG of the first images of the first classes, ten of each at most: a class per row, or
+        of one image per class all in one row.
+        """
         from torchvision.utils import save_image
 
         classes, counts = self.labels.unique(return_counts=True)
@@ -108,7 +110,7 @@ class SyntheticSet(torch.utils.data.Dataset):
         rows = torch.cat([(self.labels == c).nonzero()[:columns, 0] for c in classes[:SHOWN]])
         shown = replace(self, images=self.images[rows], labels=self.labels[rows]).images01()
         small = F.adaptive_avg_pool2d(shown.float(), min(shown.shape[-1], THUMBNAIL))
-        save_image(small, file, "png", nrow=columns, pad_value=1)
+        save_image(small, file, "png", nrow=columns if columns > 1 else SHOWN, pad_value=1)
         return file.getvalue()
 
     def save(self, path: str | Path) -> Path:

@@ -1,0 +1,140 @@
+"""Look at synthetic sets in a notebook, and at the real images nearest to them."""
+
+import base64
+import hashlib
+import html
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .data import Data
+from .errors import DDError, check_range
+from .nets import embedding
+from .synset import SyntheticSet
+
+SHOWN = 10  # classes, and images of each
+AT_ONCE = 1000  # real images compared at once
+SCRIPT = """
+(function () {
+  const view = document.getElementById("%(key)s"), frames = %(frames)s;
+  const [picture, which, at, label] = view.querySelectorAll("img, select, input, output");
+  function draw() {
+    const own = frames[which.value];
+    at.max = own.length - 1;
+    const frame = own[Math.min(at.value, at.max)];
+    picture.src = "data:image/png;base64," + frame[1];
+    label.textContent = frame[0];
+  }
+  which.onchange = at.oninput = draw;
+  picture.onmousemove = function (event) {
+    const box = picture.getBoundingClientRect(), names = %(names)s;
+    const across = (event.clientX - box.left) / box.width;
+    const down = (event.clientY - box.top) / box.height;
+    picture.title = names[Math.floor((%(in_a_row)s ? across : down) * names.length)];
+  };
+})();
+"""
+
+
+@dataclass
+class Look:
+    """Sets for a notebook: a slider over the iterations of each, a menu to flip between them, the
+    class on hover. Where no script may run, a picture of the first set as it is now.
+    """
+
+    sets: dict[str, SyntheticSet]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {one!r}" for name, one in self.sets.items())
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        frames = {name: frames_of(one) for name, one in self.sets.items()}
+        last = next(iter(frames.values()))[-1][1]
+        return {"text/plain": repr(self), "text/html": self.page(frames), "image/png": last}
+
+    def page(self, frames: dict[str, list[tuple[str, str]]]) -> str:
+        """The HTML: the last frame of the first set, so that it is right before any script runs."""
+        first = next(iter(self.sets.values()))
+        names = [first.classes[int(label)] for label in first.labels.unique()[:SHOWN]]
+        # From the content, so that a notebook that is run again is the same file
+        key = "look-" + hashlib.sha256(json.dumps(frames).encode()).hexdigest()[:12]
+        own, in_a_row = next(iter(frames.values())), first.ipc == 1
+        width = 33 * (len(names) if in_a_row else min(SHOWN, first.ipc))
+        choices = "".join(f"<option>{html.escape(name)}</option>" for name in frames)
+        hidden = ' style="display:none"' * (len(frames) < 2)
+        slider = f'<input type="range" min="0" max="{len(own) - 1}" value="{len(own) - 1}"'
+        about = {"key": key, "frames": safe_json(frames), "names": safe_json(names)}
+        script = SCRIPT % (about | {"in_a_row": safe_json(in_a_row)})
+        return (
+            f'<div id="{key}"><img src="data:image/png;base64,{own[-1][1]}" '
+            f'style="image-rendering:pixelated;width:{width}px"><br>'
+            f"<select{hidden}>{choices}</select> {slider}> <output>{own[-1][0]}</output></div>"
+            f"<script>{script}</script>"
+        )
+
+
+def look(*synsets: SyntheticSet, names: tuple[str, ...] = ()) -> Look:
+    """Sets to look at in a notebook, with their history; `names`: by default pool and seed.
+
+    Raises `DDError` for no set, or names that are not one for each, all different.
+    """
+    titles = names or tuple(title_of(one) for one in synsets)
+    if not synsets or len(set(titles)) != len(synsets):
+        raise DDError(f"{len(synsets)} sets have the names {list(titles)}; needed: one each")
+    return Look(dict(zip(titles, synsets, strict=True)))
+
+
+def title_of(synset: SyntheticSet) -> str:
+    """How a menu calls a set."""
+    about = synset.config
+    parts = [str(about[k]) for k in ("method", "pool") if about.get(k)]
+    return ", ".join([*parts, f"ipc {synset.ipc}, seed {about.get('seed', 0)}"])
+
+
+def frames_of(synset: SyntheticSet) -> list[tuple[str, str]]:
+    """Iteration and base64 PNG of the set at each iteration of its history, itself last."""
+    by_iteration = {one.iteration: one for one in (*synset.history, synset)}
+    shown = [by_iteration[k] for k in sorted(by_iteration)]
+    pictures = [base64.b64encode(one.thumbnails()).decode() for one in shown]
+    return [(f"iteration {one.iteration}", p) for one, p in zip(shown, pictures, strict=True)]
+
+
+def safe_json(value: object) -> str:
+    """JSON that cannot end a script element."""
+    return json.dumps(value).replace("</", "<\\/")
+
+
+def nearest(
+    synset: SyntheticSet,
+    data: Data,
+    k: int = 5,
+    net: nn.Module | None = None,
+    same_class: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The k training images nearest to each synthetic image: rows of `data.x_train`, int64 [N, k],
+    the nearest first, and their distances, [N, k].
+
+    Distances are Euclidean, per number: the root of the mean squared difference of normalised
+    pixels, or of what `net` (with `embed`) has before its classifier. A synthetic image that is a
+    copy has distance 0. `same_class`: only among images of its class. Raises `DDError` if the set
+    does not fit the data, or k is more than there are images.
+    """
+    own, real = (list(images.shape[1:]) for images in (synset.images, data.x_train))
+    if own != real:
+        raise DDError(f"images of the set are {own}, of {data.name} {real}; they must agree")
+    check_range("k", k, 1, min(data.counts()) if same_class else len(data.x_train))
+    see = embedding(net) if net else nn.Flatten()
+    with torch.no_grad():
+        ours = see(synset.images.to(data.device, data.x_train.dtype)).flatten(1).double()
+        parts = []
+        for images in data.x_train.split(AT_ONCE):
+            parts.append(torch.cdist(ours, see(images).flatten(1).double()))
+    distances = torch.cat(parts, 1) / ours.shape[1] ** 0.5
+    if same_class:
+        other = synset.labels.to(data.device)[:, None] != data.y_train[None]
+        distances = distances.masked_fill(other, torch.inf)
+    found = distances.topk(k, largest=False)
+    return found.indices, found.values

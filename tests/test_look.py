@@ -1,0 +1,103 @@
+"""What a notebook shows of sets, and their nearest real images."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_data, refused
+from PIL import Image
+from torch import nn
+
+from ddlib.data import random_real
+from ddlib.look import look, nearest
+
+
+def some_set(seed=0, iterations=(0, 5)):
+    """A set at iteration 9 with a history, every frame with other pixels."""
+    synset = random_real(make_data(channels=3), 2, seed)
+    steps = [replace(synset, images=synset.images * 0 + k / 10, iteration=k) for k in iterations]
+    return replace(synset, iteration=9, history=steps)
+
+
+def frames_in(page):
+    return json.loads(re.search(r"frames = (\{.*?\});\n", page).group(1))
+
+
+def test_a_frame_for_each_iteration_and_set():
+    shown = look(some_set(), some_set(1), names=("a", "</script>"))._repr_mimebundle_()
+    frames = frames_in(shown["text/html"])
+    labels = [label for label, _ in frames["a"]]
+    assert labels == ["iteration 0", "iteration 5", "iteration 9"]
+    assert len({picture for _, picture in frames["a"]}) == 3
+    assert shown["image/png"] == frames["a"][-1][1]  # where no script runs
+    assert shown["text/html"].count("</script>") == 1 and "&lt;/script&gt;" in shown["text/html"]
+    picture = Image.open(io.BytesIO(base64.b64decode(frames["a"][0][1])))
+    assert picture.size[1] > picture.size[0] > 2 * 28  # a class per row
+
+
+def test_a_finished_set_is_its_last_frame_once():
+    synset = some_set(iterations=(0, 9))
+    labels = [
+        label
+        for label, _ in frames_in(look(synset)._repr_mimebundle_()["text/html"])[
+            "random_real, ipc 2, seed 0"
+        ]
+    ]
+    assert labels == ["iteration 0", "iteration 9"]
+
+
+def test_the_same_set_is_the_same_page():
+    one, two = (look(some_set())._repr_mimebundle_()["text/html"] for _ in range(2))
+    assert one == two != look(some_set(1))._repr_mimebundle_()["text/html"]
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a",)])
+def test_names_must_tell_sets_apart(names):
+    with refused("needed: one each"):
+        look(some_set(), some_set(1), names=names)
+    with refused("0 sets"):
+        look()
+
+
+def test_a_copy_is_nearest_to_itself():
+    data = make_data(channels=3)
+    synset = random_real(data, 2, 3)
+    rows, distances = nearest(synset, data, k=3)
+    assert torch.equal(data.x_train[rows[:, 0]], synset.images)
+    torch.testing.assert_close(distances[:, 0], torch.zeros(6).double(), atol=1e-6, rtol=0)
+    for image, row, distance in zip(synset.images, rows, distances, strict=True):
+        by_hand = ((data.x_train - image) ** 2).mean((1, 2, 3)).sqrt().double()
+        torch.testing.assert_close(by_hand.sort()[0][:3], distance, atol=1e-5, rtol=0)
+        assert by_hand[row[2]] == by_hand.sort()[0][2]
+
+
+class Brightness(nn.Module):
+    """Its embedding is the mean of an image."""
+
+    def embed(self, images):
+        return images.mean((1, 2, 3))[:, None]
+
+
+def test_nearest_in_features_and_within_the_class():
+    data = make_data()
+    synset = random_real(data, 1, 0)
+    rows, distances = nearest(synset, data, 4, Brightness(), same_class=True)
+    for label, (row, distance) in enumerate(zip(rows, distances, strict=True)):
+        assert (data.y_train[row] == label).all()
+        own = data.x_train[data.y_train == label].mean((1, 2, 3)).double()
+        away = (own - synset.images[label].mean().double()).abs().sort()[0][:4]
+        torch.testing.assert_close(away, distance, atol=1e-6, rtol=0)
+
+
+def test_what_does_not_fit_is_refused():
+    data = make_data()
+    with refused("k is 37", "1 to 36"):
+        nearest(random_real(data, 1, 0), data, 37)
+    with refused("k is 13", "1 to 12"):
+        nearest(random_real(data, 1, 0), data, 13, same_class=True)
+    with refused("[3, 28, 28]", "must agree"):
+        nearest(random_real(make_data(channels=3), 1, 0), data)
