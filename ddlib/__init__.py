@@ -23,7 +23,7 @@ from .distill import distill
 from .elf import feature_net
 from .errors import DDError
 from .evaluate import evaluate
-from .look import look, nearest
+from .look import Watch, look, nearest
 from .losses import Protocol
 from .methods import METHODS, Images, Objective, Pixels, register_method
 from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net, register_net
@@ -55,6 +55,7 @@ __all__ = [
     "ResNet18",
     "Results",
     "SyntheticSet",
+    "Watch",
     "build_net",
     "centres",
     "coreset",

@@ -4,6 +4,9 @@ import base64
 import hashlib
 import html
 import json
+import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from .data import Data
 from .errors import DDError, check_range
 from .nets import embedding
+from .run import Run
 from .synset import SyntheticSet
 
 SHOWN = 10  # classes, and images of each
@@ -74,6 +78,49 @@ class Look:
             f"<select{hidden}>{choices}</select> {slider}> <output>{own[-1][0]}</output></div>"
             f"<script>{script}</script>"
         )
+
+
+class Watch:
+    """A live view: `distill(config, data, callback=Watch(10))`.
+
+    In a notebook the images so far and the loss, refreshed every so many iterations in one place;
+    the last frame stays. Elsewhere a line of text each time.
+    """
+
+    def __init__(self, every: int = 10) -> None:
+        check_range("every", every, 1)
+        self.every, self.handle = every, None
+
+    def __call__(self, k: int, run: Run) -> None:
+        if k % self.every and k < run.config.iterations:
+            return
+        losses = [float(row["loss"]) for row in run.rows]
+        text = f"iteration {k} of {run.config.iterations}, loss {losses[-1]:.4g}"
+        if "IPython" not in sys.modules or not sys.modules["IPython"].get_ipython():
+            print(text)
+            return
+        from IPython.display import display
+
+        picture = base64.b64encode(run.current().thumbnails()).decode()
+        image = f'<img src="data:image/png;base64,{picture}" style="image-rendering:pixelated">'
+        page = f"{image}<br>{curve(losses)}<br>{text}"
+        bundle = {"text/plain": text, "image/png": picture, "text/html": page}
+        if self.handle is None:
+            self.handle = display(bundle, raw=True, display_id=True)
+        else:
+            self.handle.update(bundle, raw=True)
+
+
+def curve(values: Sequence[float], width: int = 330, height: int = 60) -> str:
+    """Values as a line in SVG, from 0 up; what is not finite is left out."""
+    points = [(i, value) for i, value in enumerate(values) if math.isfinite(value)]
+    highest = max((value for _, value in points), default=0.0) or 1.0
+    across, up = width / max(len(values) - 1, 1), (height - 2) / highest
+    line = " ".join(f"{i * across:.1f},{height - 1 - value * up:.1f}" for i, value in points)
+    return (
+        f'<svg width="{width}" height="{height}"><polyline points="{line}" fill="none" '
+        'stroke="#1f77b4"/></svg>'
+    )
 
 
 def look(*synsets: SyntheticSet, names: tuple[str, ...] = ()) -> Look:

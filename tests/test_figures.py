@@ -7,6 +7,7 @@ import pytest
 from conftest import make_data, study_rows
 
 from ddlib.data import random_real
+from ddlib.look import nearest
 from ddlib.report import figures
 from ddlib.report.audit import Scope, audit
 from ddlib.report.selection import arms
@@ -95,6 +96,18 @@ def test_curves_go_through_the_means_and_two_points_are_none():
     points = figures.accuracy_curves(pd.concat([at[1], at[2]]), "iteration", "k", "title")
     assert [line.get_linestyle() for line in points.axes[0].lines] == ["None"]
     assert figures.curves(at[1], "one iteration") is None
+
+
+def test_neighbours_are_drawn_below_the_first_image_of_each_class():
+    data = make_data()
+    synset = random_real(data, 2, 0)
+    rows, _ = nearest(synset, data, 2)
+    axes = np.reshape(figures.neighbours(synset, data, rows, "t").axes, (3, 3))
+    assert [line[0].get_ylabel() for line in axes] == ["synthetic", "real, 1", "real, 2"]
+    drawn = [[axis.images[0].get_array() for axis in line] for line in axes]
+    for c in range(3):
+        np.testing.assert_array_equal(drawn[0][c], drawn[1][c])  # a copy is its own neighbour
+        assert not np.array_equal(drawn[0][c], drawn[2][c])
 
 
 def test_without_an_interval_there_is_a_point_and_no_bar():

@@ -12,8 +12,10 @@ from conftest import make_data, refused
 from PIL import Image
 from torch import nn
 
+from ddlib.config import DistillConfig
 from ddlib.data import random_real
-from ddlib.look import look, nearest
+from ddlib.distill import distill
+from ddlib.look import Watch, curve, look, nearest
 
 
 def some_set(seed=0, iterations=(0, 5)):
@@ -101,3 +103,45 @@ def test_what_does_not_fit_is_refused():
         nearest(random_real(data, 1, 0), data, 13, same_class=True)
     with refused("[3, 28, 28]", "must agree"):
         nearest(random_real(make_data(channels=3), 1, 0), data)
+
+
+def watched(every):
+    """Two iterations seen by a `Watch`."""
+    size = {"width": 2, "depth": 1, "batch_real": 4, "batch_bn": 4, "iterations": 3}
+    distill(DistillConfig(**size), make_data(), callback=Watch(every), progress=False)
+
+
+def test_a_terminal_gets_a_line_now_and_then_and_at_the_end(capsys):
+    watched(2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["iteration 2 of 3", "iteration 3 of 3"]
+    assert all(float(line.split()[-1]) > 0 for line in lines)
+
+
+def test_a_notebook_gets_one_picture_that_changes(monkeypatch):
+    import IPython
+    import IPython.display
+
+    shown = []
+
+    class Handle:
+        def update(self, bundle, raw):
+            shown.append(("update", bundle))
+
+    def display(bundle, raw, display_id):
+        shown.append(("display", bundle))
+        return Handle()
+
+    monkeypatch.setattr(IPython, "get_ipython", lambda: True)
+    monkeypatch.setattr(IPython.display, "display", display)
+    watched(1)
+    assert [kind for kind, _ in shown] == ["display", "update", "update"]
+    assert len({bundle["image/png"] for _, bundle in shown}) == 3
+    points = re.search('points="(.*?)"', shown[-1][1]["text/html"]).group(1).split()
+    assert len(points) == 3 and shown[-1][1]["text/plain"].startswith("iteration 3 of 3, loss")
+
+
+def test_the_curve_goes_from_0_to_the_highest_loss():
+    points = re.search('points="(.*?)"', curve([4.0, 0.0, float("nan"), 2.0], 300, 62)).group(1)
+    assert points == "0.0,1.0 100.0,61.0 300.0,31.0"
+    assert "points" in curve([0.0]) and "points" in curve([])

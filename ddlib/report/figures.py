@@ -6,6 +6,7 @@ stands alone. An axis holds all points; an interval far wider than they spread i
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 
 import matplotlib.pyplot as plt
@@ -13,7 +14,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from ..data import Data
 from ..stats import given_one_set, summarise
 from ..synset import SyntheticSet
 from .tables import WITHOUT_ITERATION, in_order
@@ -21,7 +24,7 @@ from .tables import WITHOUT_ITERATION, in_order
 # Okabe and Ito's colours, safe for colour-blind readers; the paper's images always have the same.
 BLUE, ORANGE, GREEN, GREY, PALE = "#0072b2", "#d55e00", "#009e73", "#7f7f7f", "#f3c9a5"
 CYCLE = ("#cc79a7", "#56b4e9", "#e69f00", GREEN, BLUE, ORANGE, GREY, "#000000")
-COLOURS = {"random real images": GREY, "baseline": BLUE, "model pool": ORANGE}
+COLOURS = {"random real images": GREY, "class means": GREEN, "baseline": BLUE, "model pool": ORANGE}
 HATCHES = ("", "////", "....", "xxxx", "----")  # of arms
 MOST_CLASSES, PANELS = 12, 4  # images in a row; panels in a row
 plt.rc("axes", axisbelow=True, grid=True, titlesize=9, labelsize=9, titlelocation="left")
@@ -118,6 +121,15 @@ def image_rows(rows: Mapping[str, SyntheticSet], title: str = "") -> Figure:
     for axis, name in zip(axes[0], classes, strict=True):
         axis.set_title(name, loc="center")
     return finish(figure, title)
+
+
+def neighbours(synset: SyntheticSet, data: Data, rows: Tensor, title: str = "") -> Figure:
+    """The first synthetic image of each class above its nearest real ones (`look.nearest`)."""
+    real = {
+        f"real, {k}": replace(synset, images=data.x_train[rows[:, k - 1]])
+        for k in range(1, rows.shape[1] + 1)
+    }
+    return image_rows({"synthetic": synset} | real, title)
 
 
 def map_rows(synset: SyntheticSet, maps: Mapping[str, np.ndarray], title: str = "") -> Figure:
