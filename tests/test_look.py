@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_refused():
 
 def watched(every):
     """Two iterations seen by a `Watch`."""
-    size = {"width": 2, "depth": 1, "batch_real": 4, "batch_bn": 4, "iterations": 3}
+    size = {"width": 4, "depth": 1, "batch_real": 4, "batch_bn": 4, "iterations": 3}
     distill(DistillConfig(**size), make_data(), callback=Watch(every), progress=False)
 
 
