@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DDError, check_choice, check_range
+from .machine import kind
 from .pooling import MaxPool, MeanPool
 from .rng import torch_seeded_by
 
@@ -71,7 +72,7 @@ class Net(nn.Module):
         return self.classifier(self.embed(images))
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        last = self.channels_last and x.device.type == "cpu"
+        last = self.channels_last and kind(x.device) == "cpu"
         return x.contiguous(memory_format=torch.channels_last) if last else x
 
 

@@ -149,7 +149,7 @@ def test_precision_float64_trains_in_float64(synset, data, trainings):
     """The row says float64, so float64 it must be."""
     assert rows_of(synset, data, precision="float64")["precision"][0] == "float64"
     (training,) = trainings
-    net, images = training.net, training.epoch.images
+    net, images = training.net, training.images
     assert images.dtype == next(net.parameters()).dtype == torch.float64
 
 
@@ -612,7 +612,7 @@ def test_a_protocol_of_one_s_own(synset, data, trainings):
     )
     assert rows["protocol"].tolist() == ["squared"] and rows["teacher"].tolist() == [""]
     (training,) = trainings
-    net, images = training.net, training.epoch.images
+    net, images = training.net, training.images
     assert ((net(images) - F.one_hot(synset.labels)) ** 2).mean() < 0.05
 
 
