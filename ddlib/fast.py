@@ -152,11 +152,12 @@ class Recorder:
         # thread_local: other threads may go on meanwhile
         how = {"pool": self.pool, "capture_error_mode": "thread_local"}
         try:
-            with uncollected(), torch.cuda.graph(graph, stream=lanes(self.device)[0], **how):
+            with uncollected(), torch.cuda.graph(graph, stream=lanes(here.device)[0], **how):
                 output = work()
         except Exception as error:
             self.pool = None  # it may have died with the recording
-            why = f"{type(error).__name__}: {first_line(error)}"
+            first = error.__context__ or error  # the end of a broken recording is an error too
+            why = f"{type(first).__name__}: {first_line(first)}"
             warnings.warn(f"goes on without a CUDA graph: {why}", RuntimeWarning, stacklevel=2)
             return work
         finally:  # a recording that fails leaves its own
@@ -260,8 +261,9 @@ def on_streams(
     `recording`: on the stream on which work is recorded, which so gets its workspaces.
     """
     here, outputs, used = torch.cuda.current_stream(device), [], []
+    recorded, *others = lanes(here.device)
     try:
-        for work, lane in zip(works, cycle(lanes(device)[:1] if recording else lanes(device)[1:])):
+        for work, lane in zip(works, cycle([recorded] if recording else others), strict=False):
             lane.wait_stream(here)
             used.append(lane)
             with torch.cuda.stream(lane):
@@ -273,6 +275,6 @@ def on_streams(
 
 
 @functools.cache
-def lanes(device: torch.device | str) -> list[torch.cuda.Stream]:
+def lanes(device: torch.device) -> list[torch.cuda.Stream]:
     """The streams of a GPU, always the same: one for recordings, ten for works side by side."""
     return [torch.cuda.Stream(device) for _ in range(1 + LANES)]

@@ -31,6 +31,8 @@ def tensors(*things):
 class Stream:
     """Notes who waits for whom. In a recording, who waits for a recorded stream is recorded too."""
 
+    device = torch.device("cpu")
+
     def __init__(self, gpu):
         self.gpu = gpu
 
@@ -121,8 +123,11 @@ class Recording:
         return error
 
     def __exit__(self, kind, error, trace):
-        if failed := self.end(error):
-            raise RuntimeError("operation failed due to a previous error during capture") from failed
+        if isinstance(failed := self.end(error), RuntimeError):
+            raise RuntimeError(
+                "operation failed due to a previous error during capture"
+            ) from failed
+        self.gpu.current = self.before
 
 
 class GPU:
