@@ -214,10 +214,13 @@ def test_sets_side_by_side_are_those_distilled_alone(whole, tmp_path):
 
 def test_a_gpu_distils_and_tests_what_is_needed(gpu, tmp_path):
     """A distillation after the other, with recorded work and streams."""
-    study = make(tmp_path, iterations=2, snapshots=[0], outer=5, inner=2)
+    short = {"iterations": 1, "snapshots": [], "report": [1], "outer": 4, "inner": 2}
+    study = make(tmp_path, **short)
     sets = study.distill_all("main_plus_similar")
-    assert [one.iteration for one in sets] == [2, 2] and gpu.captures > 0
-    assert len(study.run("table4", pool=["main"], net=["MLP"])) > 0 and gpu.alive() == []
+    assert [one.iteration for one in sets] == [1, 1] and gpu.captures > 0
+    assert (
+        len(study.run("table4", pool=["main_plus_similar"], net=["MLP"])) > 0 and gpu.alive() == []
+    )
 
 
 def test_what_is_done_at_the_same_time(study):
