@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import make_data, module
 from standin import Tape
 
@@ -144,6 +145,41 @@ def test_the_stand_in_trains_nearly_what_a_cpu_does(colours, request):
     request.getfixturevalue("gpu")
     for work, expected in zip(works, on_cpu, strict=True):
         torch.testing.assert_close(work(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture
+def float32_norms(monkeypatch):
+    """Norms under autocast as a GPU has them: float32, whatever comes in."""
+
+    def norm(real, maps, over, weight, bias, eps):
+        if torch.is_autocast_enabled("cpu"):
+            maps = maps.float()
+        assert weight.dtype == maps.dtype  # a GPU's kernels do not mix
+        return real(maps, over, weight, bias, eps)
+
+    for name in ("group_norm", "layer_norm"):
+        monkeypatch.setattr(f"ddlib.nets.F.{name}", partial(norm, getattr(F, name)))
+
+
+@pytest.mark.parametrize("norm", ["instance", "layer", "group"])
+def test_norms_keep_the_type_of_autocast(gpu, float32_norms, norm):
+    """All layers up to the classifier, though statistics and products stay those of float32."""
+    maps = 5 + torch.randn(4, 8, 6, 6, generator=stream(0, "maps"))
+    layer = NORMS[norm](8, 6)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=stream(0, "weights")))
+        exact = layer(maps)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = layer(maps.bfloat16())
+    assert low.dtype == torch.bfloat16 and exact.dtype == torch.float32
+    torch.testing.assert_close(low.float(), exact, rtol=0.02, atol=0.1)
+    types, net = [], build_net("ConvNet", width=8, norm=norm)
+    for part in net.features:
+        part.register_forward_hook(lambda *call: types.append(call[-1].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        net(torch.randn(2, 3, 32, 32)).float().sum().backward()
+    assert {*types} == {torch.bfloat16} and net.features[1].weight.grad.dtype == torch.float32
 
 
 # Distillation -----------------------------------------------------------------------------------
