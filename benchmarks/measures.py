@@ -212,7 +212,9 @@ def measure(case, side, device, repeats, turn=None, driver=None):
     else:
         work = driver.WORKS[case["kind"]]
     more = work(case, side, *inputs(case, device), clock) or {}
-    tf32 = torch.device(device).type == "cuda" and torch.backends.cudnn.allow_tf32
+    tf32 = (
+        torch.device(device).type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    )
     precision = ("tf32" if tf32 else "float32") if side in ("plain", "reference") else side
     about = {
         "side": side,
@@ -236,7 +238,7 @@ def time_step(case, side, data, images, labels, clock):
     net, pixels = fresh_net(case, data.device), as_leaf(images)
     plain = {"slice_size": case["batch_real"]} if side == "plain" else {"precision": side}
     objective = prepared(data, ipc=case["ipc"], batch_real=case["batch_real"], **plain)
-    objective.recorded = side != "plain"
+    objective.recorder.records &= side != "plain"
     clock.run(lambda: objective(net, pixels))
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import check_choice
+from .machine import kind
 
 if TYPE_CHECKING:
     from .data import Data
@@ -121,7 +122,7 @@ class Draws:
     """
 
     def __init__(self, operations: Sequence[str], n: int, size: int, images: Tensor) -> None:
-        self.operations, self.on_gpu = tuple(operations), images.device.type == "cuda"
+        self.operations, self.on_gpu = tuple(operations), kind(images.device) == "cuda"
         self.size, self.drawn = size, torch.zeros(-(-n // size), dtype=torch.int64)
         self.numbers = images.new_zeros(n, 3)
         self.on_device = self.drawn.to(images.device)

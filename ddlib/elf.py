@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .config import EvalConfig
 from .data import Data
 from .errors import DDError, check_choice, check_range
-from .evaluate import Net, Pairs, on_device, options_for, read_images
+from .evaluate import Net, Pairs, ids_of, on_device, options_for, read_images
 from .losses import PROTOCOLS, Protocol, kd_loss
 from .nets import NETS, map_shape, net_name
 from .realnets import REAL, RealNet, pretrained
@@ -122,12 +122,14 @@ def read_once(
     """What `method` of F makes of each pair's images; `results.teachers` keeps it for others."""
     known, asked = results.teachers, asked_for(data, net, config, teacher)
     about = (method, data.digest, str(data.device), *asked.values())
-    missing = {(one.id, *about): one for one, _ in pairs if (one.id, *about) not in known}
+    keys = [(name, *about) for name in ids_of(pairs)]
+    pixels = {key: one for key, (one, _) in zip(keys, pairs, strict=True)}
+    missing = {key: one for key, one in pixels.items() if key not in known}
     if missing:
         read = getattr(feature_net(data, net, config, teacher, progress=False).net, method)
         for key, one in missing.items():
             known[key] = read_images(read, on_device(one, data)[0], config.precision)
-    return [known[(one.id, *about)] for one, _ in pairs]
+    return [known[key] for key in keys]
 
 
 def elf_forward(

@@ -5,9 +5,10 @@ for each.
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import pandas as pd
@@ -18,9 +19,17 @@ from .augment import operations_of
 from .config import EvalConfig, check_known, is_a
 from .data import Data
 from .errors import DDError, check_choice, check_range
-from .fast import Epoch, Graph, keep_freed_memory, mixed_precision, products, side_by_side
+from .fast import (
+    WARMUP,
+    Epoch,
+    Recorder,
+    keep_freed_memory,
+    mixed_precision,
+    products,
+    side_by_side,
+)
 from .losses import PROTOCOLS, Net, Protocol, find_protocol
-from .machine import environment
+from .machine import environment, kind
 from .nets import DEPTHS, build_net, net_class, net_name, width_options
 from .progress import bar
 from .results import DISTILLATION, EVALUATION, NESTED, ROWS, Results, canonical, flat
@@ -34,6 +43,7 @@ VERSION = 2
 TEACHER = "ConvNet"
 APART = 1000  # eval seeds from the nets on one set to those on the set of the next seed
 AT_ONCE = {"cuda": 10, "cpu": 4}  # nets side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
+LONGEST = 32  # batches of an epoch that is recorded: as many copies of each kernel
 Pairs = Sequence[tuple[SyntheticSet, int]]  # sets, each with an eval seed
 
 
@@ -83,14 +93,11 @@ def evaluate(
     results = Results() if results is None else results
     if config.precision == "float64":
         data = data.to(dtype=torch.float64)
-    rows = {
-        (k, net, s): [
-            describe_row(one, protocol, net, s, teacher, name, config) for name in splits(split)
-        ]
-        for k, one in enumerate(synsets)
-        for net in nets
-        for s in eval_seeds(one, n_eval, seed)
-    }
+    rows = {}
+    for (k, one), net in product(enumerate(synsets), nets):
+        row = describe_row(one, protocol, net, 0, teacher, "test", config)  # reads all pixels
+        for s in eval_seeds(one, n_eval, seed):
+            rows[k, net, s] = [row | {"eval_seed": s, "split": name} for name in splits(split)]
     about = [describe_set(one, data) for one in synsets]
     missing = [key for key in rows if any(results.get(row) is None for row in rows[key])]
     ticks = bar(len(rows), f"evaluate {protocol.name}", len(rows) - len(missing), show=progress)
@@ -131,7 +138,7 @@ def groups(missing: Sequence[tuple], device: torch.device | str) -> list[list[tu
     """Which nets (set, architecture, eval seed) train at once: of one architecture, on a GPU many,
     on a CPU one per thread.
     """
-    on_gpu = torch.device(device).type == "cuda"
+    on_gpu = kind(device) == "cuda"
     size = AT_ONCE["cuda"] if on_gpu else min(AT_ONCE["cpu"], torch.get_num_threads())
     found = []
     for name in dict.fromkeys(net for _, net, _ in missing):
@@ -274,6 +281,13 @@ def prepare_targets(
     return teacher_logits(pairs, data, teacher, config, results) if teacher else [None] * len(pairs)
 
 
+def ids_of(pairs: Pairs) -> list[str]:
+    """The id of each pair's set, for which the pixels of a set are read once."""
+    sets = {id(synset): synset for synset, _ in pairs}
+    known = {key: synset.id for key, synset in sets.items()}
+    return [known[id(synset)] for synset, _ in pairs]
+
+
 def on_device(synset: SyntheticSet, data: Data) -> tuple[Tensor, Tensor]:
     """Images and labels of a set, as and where the data are."""
     return synset.images.to(data.device, data.x_train.dtype), synset.labels.to(data.device)
@@ -288,12 +302,12 @@ def measure_group(
         measured = [measure_accuracy(net, *data.split(name), precision) for name in names]
         return [{"accuracy": accuracy, "diverged": diverged} for accuracy, diverged in measured]
 
-    if torch.device(data.device).type == "cuda":
+    if kind(data.device) == "cuda":
         return [measure(net) for net in nets]
     return side_by_side([partial(measure, net) for net in nets], data.device)
 
 
-class Training:
+class Training(Epoch):
     """The training of one net on a set under a protocol, an epoch at a call of `run`.
 
     `generators`: of the batches' order and, if `operations` are to augment them, of that.
@@ -310,21 +324,26 @@ class Training:
         generators: Sequence[torch.Generator] = (),
         operations: Sequence[str] = (),
     ) -> None:
+        super().__init__(images, config.batch, operations)
         self.net, self.labels, self.protocol = net.train(), labels, protocol
         self.config, self.targets, self.generators = config, targets, generators
-        self.epoch = Epoch(self.step, images, config.batch, operations)
-        on_gpu = images.device.type == "cuda"  # a recorded epoch counts on the device
+        self.optimizer: torch.optim.Optimizer | None = None
+        on_gpu = kind(images.device) == "cuda"  # a recorded epoch counts on the device
         self.done = torch.zeros((), dtype=torch.float64, device=images.device) if on_gpu else 0
 
     def start(self, lr: float) -> None:
         """From here on with this learning rate, and no momentum yet."""
-        decay = self.config.weight_decay
-        parameters = self.net.parameters()
-        self.optimizer = torch.optim.SGD(
-            parameters, lr, self.config.momentum, weight_decay=decay, fused=True
-        )
+        settings = lr, self.config.momentum, 0, self.config.weight_decay
+        if self.optimizer is None:
+            self.optimizer = torch.optim.SGD(self.net.parameters(), *settings, fused=True)
+        self.optimizer.param_groups[0]["lr"] = lr
+        for state in self.optimizer.state.values():  # the buffers stay: no recording makes them
+            if state.get("momentum_buffer") is not None:
+                state["momentum_buffer"].zero_()
 
     def step(self, images: Tensor, rows: Tensor | slice) -> None:
+        assert self.optimizer is not None
+        self.optimizer.zero_grad()  # of a recording that failed
         targets = None if self.targets is None else self.targets[rows]
         with mixed_precision(self.config.precision, images.device):
             outputs = self.protocol.forward(self.net, images, targets, self.config)
@@ -336,7 +355,7 @@ class Training:
         self.optimizer.zero_grad()
 
     def run(self) -> None:
-        self.epoch.run()
+        super().run()
         self.done += 1
 
 
@@ -353,19 +372,21 @@ def train_nets(trainings: Sequence[Training]) -> None:
 
     These are the DC family's settings (Zhao et al., ICLR 2021): lr 0.01, momentum 0.9, weight decay
     5e-4, batch 256, epochs 0..300, drop after 151, no augmentation. The nets train side by side; on
-    a GPU an epoch of all of them is one recorded graph.
+    a GPU an epoch of all of them is one recorded graph, anew after the drop.
     """
     config, device = trainings[0].config, trainings[0].labels.device
     before = min(config.drop_epoch + 1, config.epochs)
-    for lr, epochs in ((config.lr, before), (config.lr * 0.1, config.epochs - before)):
-        for training in trainings:
-            training.start(lr)
-        works = [training.run for training in trainings]
-        epoch = Graph(partial(side_by_side, works, device), device)
-        for _ in range(epochs):
+    phases = (config.lr, before, WARMUP), (config.lr * 0.1, config.epochs - before, WARMUP - before)
+    short = max(len(training.images) / training.size for training in trainings) <= LONGEST
+    with closing(Recorder(device, short)) as recorder:
+        for lr, epochs, warmup in phases:
             for training in trainings:
-                training.epoch.shuffle(*training.generators)
-            epoch()
+                training.start(lr)
+            epoch = partial(side_by_side, [training.run for training in trainings], device)
+            for _ in range(epochs):
+                for training in trainings:
+                    training.shuffle(*training.generators)
+                recorder(epoch, warmup=warmup)
 
 
 @torch.no_grad()
@@ -387,7 +408,7 @@ def measure_accuracy(
     ).all()
     finite = finite.to(images.device)
     correct = torch.zeros((), dtype=torch.int64, device=images.device)
-    batch = batch or (100 if images.device.type == "cpu" else 500)
+    batch = batch or (100 if kind(images.device) == "cpu" else 500)
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
         with mixed_precision(precision, x.device):
             logits = net(x)
@@ -405,7 +426,8 @@ def teacher_logits(
     `results.teachers` keeps them: all students, protocols and temperatures share them.
     """
     teachers, plain = results.teachers, replace(config, alpha=0.0, tau=1.0, options={})
-    keys = [(synset.id, net_class(name), seed, plain, str(data.device)) for synset, seed in pairs]
+    named = zip(ids_of(pairs), pairs, strict=True)
+    keys = [(key, net_class(name), seed, plain, str(data.device)) for key, (_, seed) in named]
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in teachers}
     if missing:
         streams = ("teacher", "teacher batches", "teacher augment")

@@ -10,17 +10,25 @@ follow each other without Python. `side_by_side` fills what one small net leaves
 import contextlib
 import ctypes
 import functools
+import gc
+import os
 import threading
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from typing import Any, TypeVar
 
 import torch
 
 from .augment import Draws
 from .errors import DDError
+from .machine import kind
+from .synset import first_line
 
 T = TypeVar("T")
+LANES = 10
 WARMUP = 3  # calls before recording: libraries choose algorithms, optimisers make their buffers
 
 
@@ -44,50 +52,53 @@ def keep_freed_memory() -> None:
 
 def default_slice(device: torch.device | str) -> int | None:
     """Real images per pass: on a CPU few (64 are no faster and take twice the memory), else all."""
-    return 32 if torch.device(device).type == "cpu" else None
+    return 32 if kind(device) == "cpu" else None
 
 
 # Precision ----------------------------------------------------------------------------------------
 
-_products_lock, _products_users = threading.Lock(), 0
-_products_before = (False, False)
+_gpu = threading.RLock()
 
 
 @contextlib.contextmanager
 def products(precision: str, device: torch.device | str) -> Iterator[None]:
     """Within the block, float32 products use a GPU's TF32 units for `tf32` and `bfloat16` only.
 
-    The flags are the process's: of blocks that overlap, the last to end puts them back.
+    On a GPU cuDNN also tries which of its algorithms is the fastest. These settings, the streams
+    and the libraries' workspaces are the process's: another thread on a GPU is a `DDError`.
     """
-    global _products_users, _products_before
-    with _products_lock:
-        if not _products_users:
-            cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
-            _products_before = cuda.matmul.allow_tf32, cudnn.allow_tf32
-        set_products(precision, device)
-        _products_users += 1
+    if kind(device) == "cuda" and not _gpu.acquire(blocking=False):
+        raise DDError(
+            "another thread of this process uses the GPU; allowed: one (start other processes)"
+        )
+    places = *tf32_settings(), (torch.backends.cudnn, "benchmark")
+    before = [getattr(*place) for place in places]
     try:
+        set_products(precision, device)
         yield
     finally:
-        with _products_lock:
-            _products_users -= 1
-            if not _products_users:
-                _allow_tf32(*_products_before)
+        if kind(device) == "cuda":
+            for place, value in zip(places, before, strict=True):
+                setattr(*place, value)
+            _gpu.release()
 
 
 def set_products(precision: str, device: torch.device | str) -> None:
-    """Set the flags of `products` for good; `DDError` for `tf32` on a CPU."""
-    if torch.device(device).type == "cuda":
-        allowed = precision in ("tf32", "bfloat16")
-        _allow_tf32(allowed, allowed)
+    """Set what `products` sets for good; `DDError` for `tf32` on a CPU."""
+    if kind(device) == "cuda":
+        for place in tf32_settings():
+            setattr(*place, "tf32" if precision in ("tf32", "bfloat16") else "ieee")
+        torch.backends.cudnn.benchmark = True
     elif precision == "tf32":
         raise DDError(
             "precision is 'tf32', which needs a GPU; allowed on a CPU: float32, bfloat16, float64"
         )
 
 
-def _allow_tf32(matmul: bool, cudnn: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+def tf32_settings() -> list[tuple[Any, str]]:
+    """Where PyTorch keeps how float32 products are done; `allow_tf32` warns in some versions."""
+    cudnn: Any = torch.backends.cudnn
+    return [(at, "fp32_precision") for at in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)]
 
 
 def mixed_precision(
@@ -106,51 +117,92 @@ def mixed_precision(
 # Recorded work ------------------------------------------------------------------------------------
 
 
-class Graph:
-    """Do `work()` once per call, and return what it returns: plainly on a CPU, recorded on a GPU.
+class Recorder:
+    """`recorder(work, *arguments)` does `work(*arguments)`: plainly on a CPU, recorded on a GPU.
 
     There the first `WARMUP` calls run as they are, the next one records, all later replay. What is
     recorded must work on tensors that stay where they are and must not look at a value (that would
-    wait for the GPU); what it returns is overwritten by the next replay.
+    wait for the GPU); what it returns is overwritten by the next replay of any work, since the
+    works of a recorder share their memory. What cannot be recorded runs as it is, after a warning;
+    DDLIB_GRAPHS=0 in the environment, or `wanted` False, records nothing.
     """
 
-    def __init__(self, work: Callable[[], Any], device: torch.device | str) -> None:
-        self.work, self.device = work, torch.device(device)
-        self.calls, self.output = 0, None
-        self.graph: torch.cuda.CUDAGraph | None = None
+    def __init__(self, device: torch.device | str, wanted: bool = True) -> None:
+        self.device, on = torch.device(device), os.environ.get("DDLIB_GRAPHS") != "0"
+        self.records = wanted and on and kind(device) == "cuda"
+        self.calls: Counter[Any] = Counter()
+        self.replays: dict[Any, Callable[[], Any]] = {}
+        self.pool: Any = None
 
-    def __call__(self) -> Any:
-        if self.device.type != "cuda":
-            return self.work()
-        if self.graph is None and self.calls < WARMUP:
-            self.calls += 1
-            return on_streams([self.work], self.device)[0]
-        if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            # thread_local: other threads may go on meanwhile
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.output = self.work()
-        self.graph.replay()
-        return self.output
+    def __call__(self, work: Callable[..., Any], *arguments: Any, warmup: int = WARMUP) -> Any:
+        if not self.records:
+            return work(*arguments)
+        key, call = (work, arguments), functools.partial(work, *arguments)
+        if key not in self.replays:
+            self.calls[key] += 1
+            if self.calls[key] <= warmup:
+                return on_streams([call], self.device, recording=True)[0]
+            self.replays[key] = self.record(call)
+        return self.replays[key]()
+
+    def record(self, work: Callable[[], Any]) -> Callable[[], Any]:
+        """What replays the work; the work itself if it cannot be recorded."""
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        # thread_local: other threads may go on meanwhile
+        how = {"pool": self.pool, "capture_error_mode": "thread_local"}
+        try:
+            with uncollected(), torch.cuda.graph(graph, stream=lanes(here.device)[0], **how):
+                output = work()
+        except Exception as error:
+            self.pool = None  # it may have died with the recording
+            first = error.__context__ or error  # the end of a broken recording is an error too
+            why = f"{type(first).__name__}: {first_line(first)}"
+            warnings.warn(f"goes on without a CUDA graph: {why}", RuntimeWarning, stacklevel=2)
+            return work
+        finally:  # a recording that fails leaves its own
+            torch.cuda.set_stream(here)
+
+        def replay() -> Any:
+            graph.replay()
+            return output
+
+        return replay
+
+    def close(self) -> None:
+        """Let go of what was recorded, and of its memory."""
+        self.replays.clear()
+        self.calls.clear()
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """No cyclic garbage within the block: a dead graph that is collected ends a recording."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Epoch:
-    """One pass over images [N, ...] in batches of `size`: `step(images, rows)` for each.
+    """One pass over images [N, ...] in batches of `size`; subclasses say what a `step` does.
 
     A set that fits into one batch is taken whole and in order; otherwise `shuffle` gives the next
     pass a new order, and draws how each batch is augmented. `run` may be recorded.
     """
 
-    def __init__(
-        self,
-        step: Callable[[torch.Tensor, Any], None],
-        images: torch.Tensor,
-        size: int,
-        operations: Sequence[str] = (),
-    ) -> None:
-        self.step, self.images, self.size = step, images, size
+    def __init__(self, images: torch.Tensor, size: int, operations: Sequence[str] = ()) -> None:
+        self.images, self.size = images, size
         self.order = torch.arange(len(images), device=images.device)
         self.draws = Draws(operations, len(images), size, images) if operations else None
+
+    def step(self, images: torch.Tensor, rows: Any) -> None:
+        """One batch: `images` are `self.images[rows]`, augmented."""
+        raise NotImplementedError
 
     def shuffle(self, order: torch.Generator, augmentation: torch.Generator | None = None) -> None:
         n = len(self.images)
@@ -176,7 +228,7 @@ def side_by_side(works: Sequence[Callable[[], T]], device: torch.device | str) -
     On a GPU each has a stream. On a CPU each has its share of the threads: the layers of small nets
     are done before several threads have shared them out; one net per thread keeps all of them busy.
     """
-    if torch.device(device).type == "cuda":
+    if kind(device) == "cuda":
         return on_streams(works, device)
     threads = torch.get_num_threads()
     if len(works) == 1 or threads == 1:
@@ -201,14 +253,28 @@ def on_threads(number: int, work: Callable[[], T]) -> T:
     return work()
 
 
-def on_streams(works: Sequence[Callable[[], T]], device: torch.device | str) -> list[T]:
-    """Each work on a stream of its own, after what is under way and before what follows."""
-    here, outputs = torch.cuda.current_stream(device), []
-    streams = [torch.cuda.Stream(device) for _ in works]
-    for work, stream in zip(works, streams, strict=True):
-        stream.wait_stream(here)
-        with torch.cuda.stream(stream):
-            outputs.append(work())
-    for stream in streams:
-        here.wait_stream(stream)
+def on_streams(
+    works: Sequence[Callable[[], T]], device: torch.device | str, recording: bool = False
+) -> list[T]:
+    """Each work on a stream of its own, after what is under way and before what follows.
+
+    `recording`: on the stream on which work is recorded, which so gets its workspaces.
+    """
+    here, outputs, used = torch.cuda.current_stream(device), [], []
+    recorded, *others = lanes(here.device)
+    try:
+        for work, lane in zip(works, cycle([recorded] if recording else others), strict=False):
+            lane.wait_stream(here)
+            used.append(lane)
+            with torch.cuda.stream(lane):
+                outputs.append(work())
+    finally:
+        for lane in dict.fromkeys(used):
+            here.wait_stream(lane)
     return outputs
+
+
+@functools.cache
+def lanes(device: torch.device) -> list[torch.cuda.Stream]:
+    """The streams of a GPU, always the same: one for recordings, ten for works side by side."""
+    return [torch.cuda.Stream(device) for _ in range(1 + LANES)]

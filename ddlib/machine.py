@@ -22,6 +22,11 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def kind(device: torch.device | str) -> str:
+    """ "cpu", "cuda" or "meta"; whoever asks asks here, so that tests can stand in for a GPU."""
+    return torch.device(device).type
+
+
 @functools.cache
 def device_name(device: torch.device | str) -> str:
     """What a person would call the device: "NVIDIA H200", "AMD EPYC (2 threads)"."""

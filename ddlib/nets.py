@@ -16,14 +16,43 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import DDError, check_choice, check_range
+from .machine import kind
 from .pooling import MaxPool, MeanPool
 from .rng import torch_seeded_by
 
 SIDES = (28, 32, 64, 128)
 DEPTHS = {28: 3, 32: 3, 64: 4, 128: 5}  # of the ConvNet, by side, as in the field (MTT, CVPR 2022)
+
+
+class GroupNorm(nn.GroupNorm):
+    """PyTorch's, in the type of the maps: see `in_their_type`."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return in_their_type(F.group_norm, maps, self.num_groups, self)
+
+
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, in the type of the maps: see `in_their_type`."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return in_their_type(F.layer_norm, maps, self.normalized_shape, self)
+
+
+def in_their_type(norm: Callable[..., Tensor], maps: Tensor, over: Any, layer: Any) -> Tensor:
+    """`norm` of bfloat16 maps in bfloat16 on a GPU too; statistics are float32 inside either way.
+
+    Its autocast would make float32 of them, and of activation and pooling behind, at twice the
+    memory traffic; a CPU's does not.
+    """
+    if kind(maps.device) != "cuda" or maps.dtype != torch.bfloat16:
+        return norm(maps, over, layer.weight, layer.bias, layer.eps)
+    with torch.autocast(maps.device.type, enabled=False):
+        weight, bias = layer.weight.to(maps.dtype), layer.bias.to(maps.dtype)
+        return norm(maps, over, weight, bias, layer.eps)
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -34,10 +63,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 NORMS: dict[str, Callable[[int, int], nn.Module]] = {
     "none": lambda width, side: nn.Identity(),
-    "instance": lambda width, side: nn.GroupNorm(width, width),  # a group per channel, affine
+    "instance": lambda width, side: GroupNorm(width, width),  # a group per channel, affine
     "batch": lambda width, side: nn.BatchNorm2d(width),
-    "layer": lambda width, side: nn.LayerNorm([width, side, side]),
-    "group": lambda width, side: nn.GroupNorm(4, width),
+    "layer": lambda width, side: LayerNorm([width, side, side]),
+    "group": lambda width, side: GroupNorm(4, width),
 }
 POOLINGS: dict[str, type[nn.Module]] = {"none": nn.Identity, "average": MeanPool, "max": MaxPool}
 
@@ -71,7 +100,7 @@ class Net(nn.Module):
         return self.classifier(self.embed(images))
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        last = self.channels_last and x.device.type == "cpu"
+        last = self.channels_last and kind(x.device) == "cpu"
         return x.contiguous(memory_format=torch.channels_last) if last else x
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .machine import kind
+
 
 class MeanPool(nn.Module):
     """2x2 average pooling, [N, C, H, W] to [N, C, H / 2, W / 2]; H and W even.
@@ -15,7 +17,7 @@ class MeanPool(nn.Module):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.device.type != "cpu":
+        if kind(images.device) != "cpu":
             return F.avg_pool2d(images, 2)
         n, channels, height, width = images.shape
         pairs_of_rows = images.reshape(-1, 2 * width)
@@ -42,7 +44,7 @@ class MaxPool(nn.Module):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.device.type != "cpu" or images.is_contiguous(memory_format=torch.channels_last):
+        if kind(images.device) != "cpu" or images.is_contiguous(memory_format=torch.channels_last):
             return F.max_pool2d(images, 2)
         n, channels, height, width = images.shape
         pooled = n, channels, height // 2, width // 2

@@ -94,7 +94,7 @@ def train_on_real(
         bar(config.epochs, f"train {name} on real images", show=progress) as ticks,
     ):
         for epoch in range(1, config.epochs + 1):
-            training.epoch.shuffle(*generators)
+            training.shuffle(*generators)
             training.run()
             if each:
                 each(epoch)

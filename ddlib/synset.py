@@ -234,6 +234,6 @@ def normalisation(dataset: str | None, classes: int) -> tuple[Any, Any, tuple[st
     return about.mean, about.std, names
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an exception says, on one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

@@ -10,6 +10,7 @@ os.environ["TQDM_DISABLE"] = "1"
 import pandas as pd
 import pytest
 import torch
+from standin import gpu  # noqa: F401  (a fixture)
 
 from ddlib.data import Data, random_real
 from ddlib.errors import DDError

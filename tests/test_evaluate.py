@@ -150,7 +150,7 @@ def test_precision_float64_trains_in_float64(synset, data, trainings):
     """The row says float64, so float64 it must be."""
     assert rows_of(synset, data, precision="float64")["precision"][0] == "float64"
     (training,) = trainings
-    net, images = training.net, training.epoch.images
+    net, images = training.net, training.images
     assert images.dtype == next(net.parameters()).dtype == torch.float64
 
 
@@ -455,6 +455,27 @@ def test_results_that_cannot_be_written_are_an_error_at_once(tmp_path, synset, d
 # Teachers -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("protocol", ["ce", "kd", "kd-real"])
+def test_the_pixels_of_a_set_are_read_a_few_times_only(synset, data, monkeypatch, protocol):
+    """However many nets are trained on it, for what they are named after."""
+    counted, real = [], module("synset").fingerprint
+    own = {"feature_epochs": 0} if protocol == "kd-real" else {}
+
+    def read(images, labels):
+        counted.append(1)
+        return real(images, labels)
+
+    monkeypatch.setattr(module("synset"), "fingerprint", read)
+    seen = []
+    for n in (1, 4):
+        counted.clear()
+        how = {"split": "both", "epochs": 1, "progress": False}
+        evaluate(synset, data, ["MLP"], protocol, n, **how, **own)
+        seen.append(len(counted))
+    assert protocol != "ce" or seen == [2, 2]  # the row's name, and the set's
+    assert seen[1] - seen[0] <= 3  # with a teacher once a group, of one net each
+
+
 def test_a_teacher_is_trained_once_for_all_students_and_temperatures(synset, data, trainings):
     results = Results()
     rows_of(synset, data, ("MLP", "LeNet"), "kd", teacher="ConvNet", results=results)
@@ -613,7 +634,7 @@ def test_a_protocol_of_one_s_own(synset, data, trainings):
     )
     assert rows["protocol"].tolist() == ["squared"] and rows["teacher"].tolist() == [""]
     (training,) = trainings
-    net, images = training.net, training.epoch.images
+    net, images = training.net, training.images
     assert ((net(images) - F.one_hot(synset.labels)) ** 2).mean() < 0.05
 
 

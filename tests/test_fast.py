@@ -2,15 +2,15 @@
 do.
 """
 
-import contextlib
 import threading
-from types import SimpleNamespace
+import warnings
+from functools import partial
 
 import pytest
 import torch
 from conftest import refused
 
-from ddlib.fast import WARMUP, Epoch, Graph, mixed_precision, products, side_by_side
+from ddlib.fast import Epoch, Recorder, mixed_precision, products, set_products, side_by_side
 from ddlib.rng import stream
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -18,9 +18,9 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 def test_every_call_does_the_work_once():
     total = torch.zeros(())
-    graph = Graph(lambda: total.add_(1), "cpu")
+    recorder = Recorder("cpu")
     for _ in range(7):
-        graph()
+        assert recorder(total.add_, 1) is total
     assert total == 7
 
 
@@ -55,7 +55,12 @@ def test_each_work_has_its_share_of_the_threads():
 def passes(n, size, generator, count):
     """The batches that `count` passes take, one list a pass."""
     seen = []
-    epoch = Epoch(lambda images, rows: seen[-1].append(images.tolist()), torch.arange(n), size)
+
+    class Noted(Epoch):
+        def step(self, images, rows):
+            seen[-1].append(images.tolist())
+
+    epoch = Noted(torch.arange(n), size)
     for _ in range(count):
         seen.append([])
         epoch.shuffle(generator)
@@ -77,100 +82,38 @@ def test_a_larger_set_is_shuffled_anew_and_every_item_comes_once():
     assert [first, second] == passes(7, 3, stream(0, "x"), 2)
 
 
-class FakeGraph:
-    """Stands for a CUDA graph: recording runs nothing, a replay runs what was recorded."""
-
-    recording = None
-
-    def replay(self):
-        self.work()
-
-
-class Recording:
-    """Stands for `torch.cuda.graph`."""
-
-    def __init__(self, graph, capture_error_mode):
-        self.graph = graph
-
-    def __enter__(self):
-        FakeGraph.recording = self.graph
-
-    def __exit__(self, *_):
-        FakeGraph.recording = None
-
-
-def test_warming_up_recording_and_replaying_do_the_work_once_each(monkeypatch):
-    """The order of calls that a GPU sees, with stand-ins for what only a GPU has."""
-    done = []
-
-    def work():
-        if FakeGraph.recording:
-            FakeGraph.recording.work = lambda: done.append("replay")
-        else:
-            done.append("plain")
-
-    monkeypatch.setattr("ddlib.fast.on_streams", lambda works, device: [w() for w in works])
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "graph", Recording)
-    graph = Graph(work, "cuda")
-    for _ in range(WARMUP + 4):
-        graph()
-    assert done == ["plain"] * WARMUP + ["replay"] * 4
-
-
-def test_a_graph_returns_what_its_work_does(monkeypatch):
-    """Plain, while it warms up, and from the recording, whose output a replay fills anew."""
-    total = torch.zeros(())
-    assert Graph(lambda: 5, "cpu")() == 5
-    monkeypatch.setattr("ddlib.fast.on_streams", lambda works, device: [w() for w in works])
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "graph", Recording)
-
-    def work():
-        if FakeGraph.recording:
-            FakeGraph.recording.work = lambda: total.add_(1)
-            return total
-        return total.add_(1)
-
-    graph = Graph(work, "cuda")
-    assert [float(graph()) for _ in range(WARMUP + 3)] == [1, 2, 3, 4, 5, 6]
-
-
-def test_streams_return_in_order(monkeypatch):
-    """With stand-ins for what only a GPU has; each work's stream waits for what is under way."""
-    waits = []
-    here = SimpleNamespace(wait_stream=lambda stream: waits.append("after"))
-    stream = SimpleNamespace(wait_stream=lambda stream: waits.append("before"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: here)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    assert side_by_side([lambda i=i: 10 * i for i in range(3)], "cuda") == [0, 10, 20]
-    assert waits == ["before"] * 3 + ["after"] * 3
-
-
 def tf32():
-    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    return cuda.matmul.fp32_precision == "tf32", cudnn.conv.fp32_precision == "tf32"
 
 
 def test_products_leave_the_flags_as_they_were():
-    """Also where blocks overlap without being nested, as those of two threads may, and after an
-    error.
-    """
+    """Also where one lies in another, and after an error."""
     before = tf32()
     for precision, allowed in (("tf32", True), ("bfloat16", True), ("float32", False)):
         with products(precision, "cuda"):
             assert tf32() == (allowed, allowed)
         assert tf32() == before
-    one, two = products("tf32", "cuda"), products("tf32", "cuda")
-    one.__enter__()
-    two.__enter__()
-    one.__exit__(None, None, None)
-    assert tf32() == (True, True)
-    two.__exit__(None, None, None)
-    assert tf32() == before
+    with products("tf32", "cuda"):
+        with products("float32", "cuda"):
+            assert tf32() == (False, False)
+        assert tf32() == (True, True) and torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.benchmark
     with pytest.raises(KeyError), products("tf32", "cuda"):
         raise KeyError
     assert tf32() == before
+
+
+def test_no_setting_that_some_versions_of_pytorch_warn_about(monkeypatch):
+    """Warnings are errors here."""
+
+    def old(value):
+        warnings.warn("Please use the new API settings to control TF32 behavior", stacklevel=2)
+
+    for name in ("_set_cublas_allow_tf32", "_set_cudnn_allow_tf32"):
+        monkeypatch.setattr(torch._C, name, old)
+    with products("tf32", "cuda"):
+        set_products("bfloat16", "cuda")
 
 
 def test_products_of_a_gpu_are_refused_on_a_cpu():
@@ -206,7 +149,7 @@ def test_a_recorded_training_is_the_plain_one():
         return weights.detach().cpu()
 
     assert torch.allclose(
-        trained(lambda work: Graph(work, "cuda")), trained(lambda work: work), rtol=1e-6
+        trained(lambda work: partial(Recorder("cuda"), work)), trained(lambda work: work), rtol=1e-6
     )
 
 
@@ -214,7 +157,8 @@ def test_a_recorded_training_is_the_plain_one():
 def test_works_side_by_side_in_one_graph():
     totals = torch.zeros(3, device="cuda")
     works = [lambda i=i: totals[i].add_(i + 1) for i in range(3)]
-    graph = Graph(lambda: side_by_side(works, "cuda"), "cuda")
+    both = partial(side_by_side, works, "cuda")
+    recorder = Recorder("cuda")
     for _ in range(10):
-        graph()
+        recorder(both)
     assert totals.tolist() == [10, 20, 30]

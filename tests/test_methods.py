@@ -410,7 +410,7 @@ def test_nothing_of_a_run_stays_alive(data, tmp_path, case):
 
     def look(k, run):
         objective = run.parts["objective"]
-        things = [run, objective, run.rng, *objective.nets.values(), *objective.graphs.values()]
+        things = [run, objective, run.rng, *objective.nets.values(), objective.recorder]
         things += [objective.shown, objective.gradient, run.data, *objective.epochs.values()]
         alive.extend(weakref.ref(thing) for thing in things)
 

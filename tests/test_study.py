@@ -212,6 +212,17 @@ def test_sets_side_by_side_are_those_distilled_alone(whole, tmp_path):
     assert [s.iteration for s in sets[0].history] == [0, 2, 4] and len(sets[0].log) == 4
 
 
+def test_a_gpu_distils_and_tests_what_is_needed(gpu, tmp_path):
+    """A distillation after the other, with recorded work and streams."""
+    short = {"iterations": 1, "snapshots": [], "report": [1], "outer": 4, "inner": 2}
+    study = make(tmp_path, **short)
+    sets = study.distill_all("main_plus_similar")
+    assert [one.iteration for one in sets] == [1, 1] and gpu.captures > 0
+    assert (
+        len(study.run("table4", pool=["main_plus_similar"], net=["MLP"])) > 0 and gpu.alive() == []
+    )
+
+
 def test_what_is_done_at_the_same_time(study):
     """One set per thread, never two iterations of one; nets that are trained alike."""
     sets = [ImageSet("dc", "main", 1, seed, k) for k in (2, 4) for seed in (0, 1, 2)]

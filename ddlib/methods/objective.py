@@ -9,9 +9,8 @@ One of your own needs `class_loss` only, and works with every pool, in snapshots
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from ..augment import apply, draw, operations_of
 from ..errors import DDError
-from ..fast import Epoch, Graph, mixed_precision
+from ..fast import Epoch, Recorder, mixed_precision
 from ..rng import Streams
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class Objective(Part):
     than fresh ones. Subclasses take their own settings as keyword arguments of `__init__`.
     """
 
-    recorded = False  # whether `class_loss` may be recorded on a GPU: see `fast.Graph`
+    recorded = False  # whether `class_loss` may be recorded on a GPU: see `fast.Recorder`
 
     @staticmethod
     def loops(ipc: int) -> tuple[int, int]:
@@ -91,8 +90,8 @@ class Objective(Part):
         self.real = data.x_train.new_zeros(classes, augmented, *data.x_train.shape[1:])
         self.description: dict[str, Any] = {}
         self.nets: dict[str, nn.Module] = {}
-        self.epochs: dict[nn.Module, Epoch] = {}
-        self.graphs: dict[Any, Graph] = {}
+        self.epochs: dict[nn.Module, InnerEpoch] = {}
+        self.recorder = Recorder(device, self.recorded)
 
     def start(self, pool: ModelPool, k: int) -> nn.Module:
         """The net of iteration k: an architecture drawn from the pool, with fresh weights."""
@@ -103,13 +102,15 @@ class Objective(Part):
 
     def __call__(self, net: nn.Module, pixels: Tensor) -> Tensor:
         """Add the loss's gradient to `pixels.grad`; returns the loss of all classes, 0-dim."""
-        if batchnorms(net):
+        if layers := batchnorms(net):
             self.draw(self.rows_bn, "batchnorm")
-            self.replay(self.freeze, net)
+            self.recorder(self.freeze, net)
+            for layer in layers:  # a replay sets their statistics, not that they are frozen
+                layer.eval()
         self.draw(self.rows, "batch")
         shown = self.show(pixels)
         self.shown.copy_(shown.detach())
-        loss = self.replay(self.match, net)
+        loss = self.recorder(self.match, net)
         assert pixels.grad is not None
         pixels.grad += pull_back(self.gradient, shown, pixels)
         return loss
@@ -146,10 +147,10 @@ class Objective(Part):
         net.train()
         self.shown.copy_(pixels)
         if net not in self.epochs:
-            self.epochs[net] = inner_epoch(net, self.shown, labels, self.config, self.operations)
+            self.epochs[net] = InnerEpoch(net, self.shown, labels, self.config, self.operations)
         for _ in range(self.inner):
             self.epochs[net].shuffle(self.rng["train"], self.rng["augment"])
-            self.replay(self.epochs[net].run)
+            self.recorder(self.epochs[net].run)
 
     def freeze(self, net: nn.Module) -> None:
         """BatchNorm's statistics from real images of all classes."""
@@ -161,18 +162,11 @@ class Objective(Part):
         drawn = [self.data.draw(c, n, self.rng[name]) for c in range(classes)]
         rows.copy_(torch.stack(drawn), non_blocking=True)
 
-    def replay(self, work: Callable[..., Any], *arguments: nn.Module) -> Any:
-        """`work(*arguments)`, recorded on a GPU: one graph for each work and net."""
-        key = work, *arguments
-        if key not in self.graphs:
-            device = self.shown.device if self.recorded else "cpu"
-            self.graphs[key] = Graph(functools.partial(work, *arguments), device)
-        return self.graphs[key]()
-
     def close(self) -> None:
         """Let go of nets and recordings, which hold the objective in turn."""
-        for held in (self.graphs, self.epochs, self.nets):
+        for held in (self.epochs, self.nets):
             held.clear()
+        self.recorder.close()
 
 
 def pull_back(gradient: Tensor, shown: Tensor, pixels: Tensor) -> Tensor:
@@ -180,25 +174,28 @@ def pull_back(gradient: Tensor, shown: Tensor, pixels: Tensor) -> Tensor:
     return gradient if shown is pixels else torch.autograd.grad(shown, pixels, gradient)[0]
 
 
-def inner_epoch(
-    net: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    config: DistillConfig,
-    operations: Sequence[str] = (),
-) -> Epoch:
+class InnerEpoch(Epoch):
     """One epoch of the inner loop: SGD, lr `lr_net`, no momentum, batches of `batch_train`."""
-    parameters: list[Tensor] = list(net.parameters())
 
-    def step(images: Tensor, rows: Any) -> None:
-        with mixed_precision(config.precision, images.device):
-            logits = net(images)
-        loss = F.cross_entropy(logits.to(images.dtype), labels[rows])
-        gradients = torch.autograd.grad(loss, parameters)
+    def __init__(
+        self,
+        net: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        config: DistillConfig,
+        operations: Sequence[str] = (),
+    ) -> None:
+        super().__init__(images, config.batch_train, operations)
+        self.net, self.labels, self.config = net, labels, config
+        self.parameters: list[Tensor] = list(net.parameters())
+
+    def step(self, images: Tensor, rows: Any) -> None:
+        with mixed_precision(self.config.precision, images.device):
+            logits = self.net(images)
+        loss = F.cross_entropy(logits.to(images.dtype), self.labels[rows])
+        gradients = torch.autograd.grad(loss, self.parameters)
         with torch.no_grad():
-            torch._foreach_add_(parameters, gradients, alpha=-config.lr_net)
-
-    return Epoch(step, images, config.batch_train, operations)
+            torch._foreach_add_(self.parameters, gradients, alpha=-self.config.lr_net)
 
 
 def batchnorms(net: nn.Module) -> list[nn.Module]:
@@ -217,7 +214,9 @@ def freeze_batchnorm(net: nn.Module, images: Tensor) -> None:
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.momentum = 1.0
-    net(images)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-        layer.eval()
+    try:
+        net(images)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()

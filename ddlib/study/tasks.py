@@ -20,7 +20,7 @@ from ..errors import DDError
 from ..evaluate import configured, describe_row, eval_seeds, evaluate, groups, machine_text, splits
 from ..fast import side_by_side
 from ..losses import find_protocol
-from ..machine import environment
+from ..machine import environment, kind
 from ..progress import bar
 from .plan import ImageSet, Sweep, Task, Train, needs
 
@@ -210,7 +210,7 @@ def attempt(tasks: Sequence[Task], study: "Study", stop: Stop) -> Failures:
 
 def in_groups(tasks: Iterable[Task], study: "Study") -> Iterator[list[Task]]:
     """Neighbours to be done at the same time: one set per thread, or all that train alike."""
-    sets = 1 if study.device.type == "cuda" else torch.get_num_threads()
+    sets = 1 if kind(study.device) == "cuda" else torch.get_num_threads()
     for _, neighbours in groupby(tasks, signature):
         group = list(neighbours)
         size = sets if isinstance(group[0], ImageSet) else len(group)
