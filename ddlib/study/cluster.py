@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .study import Study
 
 PATIENCE = 60  # seconds until a shared file system shows what another host has written
+TIMEOUT = 10  # seconds until a scheduler has answered
 ONE_AT_A_TIME = threading.Lock()  # a study is no object for several threads of a worker
 # ddlib keeps freed memory for its next task: a worker that is full is at work, not to be paused
 MEMORY = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
@@ -63,7 +64,7 @@ def connect(workers: int | None, scheduler: str | None, gpu: bool = False) -> It
             where = None
         try:
             file = scheduler if where is None else None
-            client = Client(where, scheduler_file=file, timeout=10, set_as_default=False)
+            client = Client(where, scheduler_file=file, timeout=TIMEOUT, set_as_default=False)
         except (OSError, ValueError) as error:
             raise DDError(
                 f"no scheduler answers at {scheduler}; needed: an address such as "
@@ -75,19 +76,21 @@ def connect(workers: int | None, scheduler: str | None, gpu: bool = False) -> It
 
 
 def own_cluster(workers: int, gpu: bool) -> SpecCluster:
-    """A LocalCluster of processes; if `gpu` says so, each sees one of the GPUs, in turn."""
+    """A LocalCluster of processes with one thread each; with `gpu`, each sees one GPU."""
     every = {"nthreads": 1, "memory_limit": MEMORY_LIMIT // workers, "dashboard": False}
     every["silence_logs"] = logging.ERROR
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
-        map(str, range(torch.cuda.device_count()))
-    )
-    spec = {}
-    for i in range(workers):
-        one = visible.split(",")[i % (visible.count(",") + 1)]
-        own = {"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": one}} if gpu else {}
-        spec[i] = {"cls": Nanny, "options": every | own}
+    each = gpus(workers) if gpu else [{}] * workers
+    spec = {i: {"cls": Nanny, "options": every | own} for i, own in enumerate(each)}
     local = {"host": "127.0.0.1", "dashboard": True, "dashboard_address": "127.0.0.1:0"}
     return SpecCluster(spec, {"cls": Scheduler, "options": local}, silence_logs=logging.ERROR)
+
+
+def gpus(workers: int) -> list[dict[str, Any]]:
+    """Options of workers that take this machine's GPUs, or those of CUDA_VISIBLE_DEVICES, in turn."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = names if all(names) else [str(i) for i in range(torch.cuda.device_count())]
+    seen = [{"CUDA_VISIBLE_DEVICES": names[i % len(names)]} for i in range(workers)]
+    return [{"resources": {"GPU": 1}, "env": one} for one in seen]
 
 
 def on_cluster(
@@ -123,7 +126,7 @@ def on_cluster(
                 break
     finally:
         with contextlib.suppress(Exception):  # of a scheduler that is gone
-            client.cancel(list(futures.values()))
+            client.cancel([future for future in futures.values() if not future.done()])
     check(done, study)
 
 
