@@ -6,6 +6,7 @@ Dask schedules, and does a task elsewhere when its worker dies; no array travels
 import contextlib
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,7 @@ def connect(workers: int | None, scheduler: str | None, gpu: bool = False) -> It
     Each of its own has one thread or, with `gpu`, one GPU, and an equal share of the memory; one
     that takes more is killed. Says where the dashboard is. Raises `DDError` if no cluster answers.
     """
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # we say it in one line
     with contextlib.ExitStack() as stack:
         where: object = scheduler
         if workers:
@@ -78,15 +80,20 @@ def connect(workers: int | None, scheduler: str | None, gpu: bool = False) -> It
 def own_cluster(workers: int, gpu: bool) -> SpecCluster:
     """A LocalCluster of processes with one thread each; with `gpu`, each sees one GPU."""
     every = {"nthreads": 1, "memory_limit": MEMORY_LIMIT // workers, "dashboard": False}
-    every["silence_logs"] = logging.ERROR
+    every |= {"silence_logs": logging.ERROR, "preload": [__name__]}
     each = gpus(workers) if gpu else [{}] * workers
     spec = {i: {"cls": Nanny, "options": every | own} for i, own in enumerate(each)}
     local = {"host": "127.0.0.1", "dashboard": True, "dashboard_address": "127.0.0.1:0"}
     return SpecCluster(spec, {"cls": Scheduler, "options": local}, silence_logs=logging.ERROR)
 
 
+def dask_setup(worker: Worker) -> None:
+    """What Dask calls in a worker that starts: Ctrl-C is the driver's, who closes its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def gpus(workers: int) -> list[dict[str, Any]]:
-    """Options of workers that take this machine's GPUs, or those of CUDA_VISIBLE_DEVICES, in turn."""
+    """Options of workers that take this machine's GPUs in turn, or CUDA_VISIBLE_DEVICES'."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     names = names if all(names) else [str(i) for i in range(torch.cuda.device_count())]
     seen = [{"CUDA_VISIBLE_DEVICES": names[i % len(names)]} for i in range(workers)]

@@ -2,6 +2,7 @@
 
     python -m ddlib --profile quick
     python -m ddlib work --profile paper --budget 8m --store DIR     (goes on at every call)
+    python -m ddlib --profile quick --workers 4                      (on Dask: docs/cluster.md)
     python -m ddlib status --profile paper --store DIR
     python -m ddlib publish --profile paper --store DIR              (copies its results to paper/)
 
