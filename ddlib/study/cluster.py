@@ -45,7 +45,8 @@ PATIENCE = 60  # seconds until a shared file system shows what another host has 
 TIMEOUT = 10  # seconds until a scheduler has answered
 ONE_AT_A_TIME = threading.Lock()  # a study is no object for several threads of a worker
 # ddlib keeps freed memory for its next task: a worker that is full is at work, not to be paused
-MEMORY = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
+OWN = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
+OWN |= {"distributed.deploy.lost-worker-timeout": "5 minutes"}  # a busy machine starts one slowly
 
 
 @contextlib.contextmanager
@@ -59,7 +60,7 @@ def connect(workers: int | None, scheduler: str | None, gpu: bool = False) -> It
     with contextlib.ExitStack() as stack:
         where: object = scheduler
         if workers:
-            stack.enter_context(dask.config.set(MEMORY))
+            stack.enter_context(dask.config.set(OWN))
             where = stack.enter_context(own_cluster(workers, gpu))
             print(f"workers: {workers}, at most {MEMORY_LIMIT / workers / 2**30:.1f} GiB each")
         elif Path(str(scheduler)).is_file():
@@ -80,11 +81,11 @@ def connect(workers: int | None, scheduler: str | None, gpu: bool = False) -> It
 def own_cluster(workers: int, gpu: bool) -> SpecCluster:
     """A LocalCluster of processes with one thread each; with `gpu`, each sees one GPU."""
     every = {"nthreads": 1, "memory_limit": MEMORY_LIMIT // workers, "dashboard": False}
-    every |= {"silence_logs": logging.ERROR, "preload": [__name__]}
+    every |= {"silence_logs": logging.CRITICAL, "preload": [__name__]}
     each = gpus(workers) if gpu else [{}] * workers
     spec = {i: {"cls": Nanny, "options": every | own} for i, own in enumerate(each)}
     local = {"host": "127.0.0.1", "dashboard": True, "dashboard_address": "127.0.0.1:0"}
-    return SpecCluster(spec, {"cls": Scheduler, "options": local}, silence_logs=logging.ERROR)
+    return SpecCluster(spec, {"cls": Scheduler, "options": local}, silence_logs=logging.CRITICAL)
 
 
 def dask_setup(worker: Worker) -> None:
@@ -127,8 +128,8 @@ def on_cluster(
                 yield outcome
             if outcome and outcome.done:
                 done.append(outcome.task)
-            if len(done) == 1:  # a mistake is found out early
-                check(done, study)
+                if len(done) == 1:  # a mistake is found out early
+                    check(done, study)
             if stop and stop():
                 break
     finally:
