@@ -8,9 +8,12 @@ from tqdm.auto import tqdm
 VARIABLE = "DDLIB_PROGRESS"  # set by the launcher: a file that it copies to the terminal
 
 
-def bar(total: int, description: str, initial: int = 0, show: bool = True) -> Any:
-    """A tqdm bar of `total` steps. `TQDM_DISABLE=1` hides all bars."""
+def bar(
+    total: int, description: str, initial: int = 0, show: bool = True, form: str | None = None
+) -> Any:
+    """A tqdm bar of `total` steps. `TQDM_DISABLE=1` hides all bars. `form`: tqdm's `bar_format`."""
     options: dict[str, Any] = {"total": total, "desc": description, "initial": initial}
+    options["bar_format"] = form
     options["leave"] = False
     if not show or os.environ.get("TQDM_DISABLE") == "1":  # notebook bars overlook the variable
         return tqdm(**options, disable=True)

@@ -2,14 +2,17 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
+import platform
 import struct
+import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 from safetensors.torch import save as to_bytes
@@ -27,7 +30,8 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
     when the disk is full or read-only; the old file is then untouched, the temporary one gone.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    writer = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -88,3 +92,30 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _finite(v) for k, v in value.items()}
     return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, stop: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Within the block no other process holds the lock of this file.
+
+    Waits for that; False if `stop()` says True first. The lock is the kernel's: it ends with its
+    process, and over a network with its host. A file system that has no locks counts as free.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        yield _lock(file, stop)
+
+
+def _lock(file: IO[str], stop: Callable[[], bool]) -> bool:
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if stop():
+                return False
+            time.sleep(0.2)
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                return True
+            raise

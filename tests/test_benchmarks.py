@@ -18,6 +18,7 @@ from ddlib.store import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench
+import cluster
 import equality
 import measures
 import reference
@@ -244,3 +245,28 @@ def test_equality_pairs_by_set_and_net():
     assert line["n"] == "3×1" and line["plain"].startswith("60.0 [")
     assert line["float32 − plain"] == "+1.0 [+1.0, +1.0]"
     assert line["bfloat16 − plain"].startswith("-1.0 [")
+
+
+CLUSTER = {
+    "about": {"device": "a CPU", "cores": 2},
+    "tasks": 500,
+    "paper": 4000,
+    "quick": {
+        "0": {"seconds": 100.0, "failures": 0},
+        "2": {"seconds": 60.0, "failures": 0, "overhead_ms": 12.5},
+    },
+    "empty": {"number": 1000, "workers": 2, "ms": 0.75},
+}
+
+
+def test_the_page_on_clusters_has_what_was_measured(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- costs -->\nold\n<!-- end costs -->\nb\n")
+    cluster.publish(CLUSTER, page)
+    text = page.read_text()
+    assert text.startswith("a\n") and text.endswith("b\n") and "old" not in text
+    assert "| 2 | 60 s | 0.60 | 12.5 ms |" in text and "1000 empty tasks: 0.75 ms each" in text
+    assert "4000 tasks of `paper` cost 50 s" in text
+    measured = cluster.RESULTS.is_file()
+    own = cluster.table(json.loads(cluster.RESULTS.read_text())) if measured else ""
+    assert f"<!-- costs -->\n{own}<!-- end costs -->" in cluster.PAGE.read_text()

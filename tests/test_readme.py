@@ -75,7 +75,10 @@ def test_no_committed_row_is_of_the_faulty_path():
 
 @pytest.mark.parametrize(
     "path",
-    ["README.md", *(f"docs/{name}.md" for name in ("method", "methods", "extending", "speed"))],
+    [
+        "README.md",
+        *(f"docs/{name}.md" for name in ("method", "methods", "extending", "speed", "cluster")),
+    ],
 )
 def test_every_link_and_picture_exists(path):
     links = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", (ROOT / path).read_text())

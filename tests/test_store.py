@@ -3,13 +3,17 @@
 import errno
 import json
 import os
+import platform
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import refused
 from safetensors.torch import save_file
 
-from ddlib.store import dumps, load_tensors, save_tensors, write_atomic
+from ddlib.store import dumps, load_tensors, locked, save_tensors, write_atomic
 
 
 def fails(code):
@@ -113,3 +117,48 @@ def test_dumps_is_json_without_nan():
         "3": {"c": None},
         "d": True,
     }
+
+
+def test_a_temporary_file_says_whose_it_is(tmp_path, monkeypatch):
+    names = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: names.append(a.name) or replace(a, b))
+    for _ in range(2):
+        write_atomic(tmp_path / "file", "text")
+    mine = f".file.{platform.node()}-{os.getpid()}-"
+    assert all(name.startswith(mine) and name.endswith(".tmp") for name in names)
+    assert len(set(names)) == 2
+
+
+HOLD = """
+import sys, time
+from ddlib.store import locked
+with locked(sys.argv[1]) as mine:
+    print(mine, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_lock_excludes_others_and_dies_with_its_process(tmp_path):
+    path, asked = tmp_path / "new" / "lock", []
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"True\n"
+    with locked(path, lambda: len(asked) == 2 or asked.append(1)) as mine:
+        assert not mine and len(asked) == 2
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    with locked(path) as mine, locked(path, lambda: True) as second:
+        assert mine and not second
+    with locked(path, lambda: True) as mine:
+        assert mine
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_without_locks_counts_as_free(tmp_path, monkeypatch, code):
+    monkeypatch.setattr("fcntl.flock", fails(code))
+    if code == errno.EIO:
+        with pytest.raises(OSError, match=os.strerror(code)), locked(tmp_path / "lock"):
+            pass
+    else:
+        with locked(tmp_path / "lock") as mine:
+            assert mine

@@ -2,6 +2,7 @@
 
     python -m ddlib --profile quick
     python -m ddlib work --profile paper --budget 8m --store DIR     (goes on at every call)
+    python -m ddlib --profile quick --workers 4                      (on Dask: docs/cluster.md)
     python -m ddlib status --profile paper --store DIR
     python -m ddlib publish --profile paper --store DIR              (copies its results to paper/)
 
@@ -15,12 +16,13 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from ..errors import DDError
+from ..errors import DDError, check_range
 from ..progress import VARIABLE
 from ..store import ROOT
 from .plan import PARTS, Task, plan, select
@@ -56,6 +58,9 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--data-root", help="where CIFAR-10 lies or is downloaded to (default: data/)")
     add("--resume", action="store_true", help="notebooks: go on with what is there")
+    add = parser.add_argument_group("notebooks and work, with Dask (docs/cluster.md)").add_argument
+    add("--workers", type=int, help="processes, with one thread or one GPU each")
+    add("--scheduler", help="address or scheduler file of a cluster that runs already")
     add = parser.add_argument_group("work and status").add_argument
     add("--budget", help="90s, 8m, 2h (default: until all is done)")
     add("--n", type=int, help="nets per cell (default: the profile's)")
@@ -67,6 +72,13 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     for name in ("budget", "n", "part", "until", *FILTERS):
         if getattr(arguments, name) and arguments.command not in ("work", "status"):
             raise DDError(f"--{name} belongs to the commands work and status")
+    for name in ("workers", "scheduler"):
+        if getattr(arguments, name) is not None and arguments.command not in ("notebooks", "work"):
+            raise DDError(f"--{name} belongs to the commands notebooks and work")
+    if arguments.workers is not None:
+        check_range("workers", arguments.workers, 1)
+        if arguments.scheduler:
+            raise DDError("--workers starts a cluster, --scheduler uses one; needed: one of them")
     return arguments
 
 
@@ -80,13 +92,23 @@ def main(words: Sequence[str] | None = None) -> int:
             arguments.settings["dataset"] = str(path.resolve())
         place = arguments.out, arguments.device, arguments.data_root
         study = Study(arguments.profile, arguments.settings, *place)
-        return COMMANDS[arguments.command](study, arguments)
+        with clients(study, arguments) as study.client:
+            return COMMANDS[arguments.command](study, arguments)
     except (DDError, NotebookError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, DDError) else 1
     except KeyboardInterrupt:
         print("\nstopped; nothing is lost: the same command goes on (of notebooks: with --resume)")
         return 130
+
+
+def clients(study: Study, arguments: Namespace) -> AbstractContextManager:
+    """The client of a cluster, or None."""
+    if not (arguments.workers or arguments.scheduler):
+        return nullcontext()
+    from .cluster import connect
+
+    return connect(arguments.workers, arguments.scheduler, study.device.type == "cuda")
 
 
 def work(study: Study, arguments: Namespace) -> int:
@@ -147,6 +169,10 @@ def run_notebooks(study: Study, arguments: Namespace) -> int:
     }
     notebooks = [ROOT / "notebooks" / f"{name}.ipynb" for name in notebooks_of(study.profile)]
     started = time.perf_counter()
+    if study.client is not None:  # the notebooks will find everything done
+        study.progress = sys.stderr.isatty()
+        if run_plan(study, plan(study.profile), say=partial(print, flush=True)):
+            return 1
     for i, notebook in enumerate(notebooks, 1):
         print(f"[{i}/{len(notebooks)}] {notebook.stem}", flush=True)
         execute(notebook, study.runs / "notebooks" / notebook.name, parameters)

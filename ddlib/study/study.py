@@ -1,11 +1,12 @@
 """A study: one profile's data, sets and rows, kept in a folder and never computed twice."""
 
+import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -27,6 +28,9 @@ from .released import METHOD as RELEASED_SETS
 from .released import released_set
 from .tasks import Stop, rows_of, run_plan
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 # No date or version within: the same figure is the same file
 PNG: dict[str, Any] = {"dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
 OUT_VARIABLE = "DDLIB_OUT"  # another place for everything a study writes; the tests use it
@@ -38,6 +42,8 @@ class Study:
     `out`: where to write `runs/<name>/` (sets and checkpoints in `distill`, rows in `rows`),
     `figures/<name>/` and `paper/` (default: the environment's DDLIB_OUT, else the repository).
     `device`: "auto", "cpu" or "cuda". `data_root`: where CIFAR-10 lies (default: its `data/`).
+    `client`: a `distributed.Client` whose workers do the tasks (docs/cluster.md); they must see the
+    same folders. Pickled, a study is its settings, and every process that reads it has one.
     """
 
     def __init__(
@@ -48,15 +54,21 @@ class Study:
         device: str = "auto",
         data_root: str | Path | None = None,
         progress: bool = True,
+        client: "Client | None" = None,
     ) -> None:
         self.profile, self.device = get_profile(profile, settings), pick_device(device)
         self.out = Path(out or os.environ.get(OUT_VARIABLE) or ROOT).resolve()
-        self.data_root, self.progress = Path(data_root or ROOT / "data"), progress
+        self.data_root = Path(data_root or ROOT / "data").resolve()
+        self.progress, self.client = progress, client
+        self.origin = profile, json.dumps(settings or {}), str(self.out), device
         self.name = study_name(self.profile)
         self.runs, self.figures = (self.out / part / self.name for part in ("runs", "figures"))
         self.written: list[Path] = []
         self.chosen: dict[Sweep, float] = {}  # see `tasks.chosen_value`
         self.load = lru_cache(64)(self._load)
+
+    def __reduce__(self) -> tuple:
+        return in_this_process, (*self.origin, str(self.data_root))
 
     @cached_property
     def data(self) -> Data:
@@ -129,7 +141,10 @@ class Study:
         return self.rows(tasks)
 
     def do(self, tasks: Sequence[Task]) -> None:
-        """Do tasks under a bar. If some fail, says so when all others are done."""
+        """Do tasks, on `client`'s workers if there is one, under a bar.
+
+        If some fail, says so when all others are done.
+        """
         if failures := run_plan(self, tasks, say=None):
             task, error = failures[0]
             kind = DDError if isinstance(error, DDError) else RuntimeError
@@ -202,3 +217,9 @@ class Study:
             f"VGG11, ResNet18 at {p.width_factor:g} of their width",
         ]
         return "\n".join(lines)
+
+
+@lru_cache(2)
+def in_this_process(profile: str, settings: str, out: str, device: str, data_root: str) -> Study:
+    """A study that came from another process: its data set is loaded once, not once per task."""
+    return Study(profile, json.loads(settings), out, device, data_root, progress=False)

@@ -1,4 +1,4 @@
-"""Doing tasks: each once, from its results if they are there, and a plan of them in series.
+"""Doing tasks: each once, from its results if they are there, and a plan of them.
 
 What a task makes lies in files of its own: a set at an iteration, rows. So a task that was stopped
 goes on, several processes may work in one folder, and two copies of a study are merged by copying.
@@ -6,10 +6,12 @@ goes on, several processes may work in one folder, and two copies of a study are
 
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from statistics import mean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -22,11 +24,13 @@ from ..fast import side_by_side
 from ..losses import find_protocol
 from ..machine import environment, kind
 from ..progress import bar
+from ..store import locked
 from .plan import ImageSet, Sweep, Task, Train, needs
 
 if TYPE_CHECKING:
     from .study import Study
 
+BAR = "{desc}: {percentage:.0f}%|{bar}| {elapsed}<{remaining}"
 EXTENSIONS = 2  # times that a choice at the edge of its grid adds a candidate beyond it
 Stop = Callable[[], bool]
 Failures = list[tuple[Task, Exception]]
@@ -129,7 +133,13 @@ def distil(tasks: Sequence[ImageSet], study: "Study", stop: Stop | None) -> None
     def halt() -> bool:
         return interrupted.is_set() or bool(stop and stop())
 
-    works = [partial(study.distill, task, halt, i == 0) for i, task in enumerate(tasks)]
+    def distil_one(task: ImageSet, progress: bool) -> None:
+        # Another driver's process may be at it: then its result is this one's
+        with locked(study.path(task).parent / ".lock", halt) as mine:
+            if mine:
+                study.distill(task, halt, progress)
+
+    works = [partial(distil_one, task, i == 0) for i, task in enumerate(tasks)]
     try:
         side_by_side(works, study.data.device)
     finally:
@@ -154,6 +164,15 @@ def sweep(tasks: Sequence[Sweep], study: "Study", stop: Stop | None) -> None:
         train([one.candidate(v) for one in tasks for v in tried(one, study)[0]], study, stop)
 
 
+class Outcome(NamedTuple):
+    """What became of a task that was begun: the seconds it took, with those done beside it."""
+
+    task: Task
+    seconds: float
+    done: bool
+    error: Exception | None = None
+
+
 def run_plan(
     study: "Study",
     tasks: Sequence[Task],
@@ -161,35 +180,77 @@ def run_plan(
     say: Callable[[str], object] | None = print,
     stop: Stop | None = None,
 ) -> Failures:
-    """Do tasks in order for up to `budget` seconds; returns those that failed, with their errors.
+    """Do tasks for up to `budget` seconds: in order, or on `study.client`'s workers.
 
-    The others go on. At the end of the budget a distillation is stopped, to go on in the next call;
-    nets are not started if such nets took longer on this machine than is left. `say` gets a line
-    for each task and a summary; None: a bar instead.
+    Returns those that failed, with their errors; the others go on. At the end of the budget a
+    distillation is stopped, to go on in the next call; nets are not started if such nets took
+    longer on this machine than is left. `say` gets a summary and, unless a bar shows them, a line
+    for each task; None: a bar. Raises `DDError` if the cluster is lost.
     """
-    deadline = time.monotonic() + (float("inf") if budget is None else budget)
+    engine = in_series
+    if study.client is not None:
+        from .cluster import on_cluster as engine  # the only place that needs Dask
     left = [task for task in tasks if not is_done(task, study)]
-    usual = {} if budget is None else seconds_per_net(study)
-    failures: Failures = []
-    with bar(len(left), "tasks", show=say is None and study.progress) as ticks:
-        for group in in_groups(left, study):
-            if is_over(deadline, stop):
-                break
-            started = time.monotonic()
-            over = partial(is_over, deadline - needed_seconds(group, study, usual), stop)
-            ready = [task for task in group if is_ready(task, study)]
-            if ready and not over():
-                failures += attempt(ready, study, over)
-                seconds = f"{time.monotonic() - started:.0f} s"
-                for task in ready if say else ():
-                    say(f"{task}: {'done' if is_done(task, study) else 'not finished'}, {seconds}")
-            ticks.update(len(group))
+    show = study.progress and (say is None or study.client is not None)
+    outcomes: list[Outcome] = []
+    with bar(len(left), "tasks", show=show, form=BAR) as ticks:
+        for outcome in engine(left, study, budget, stop):
+            outcomes.append(outcome)
+            if show:
+                advance(ticks, outcomes, left)
+            elif say:
+                how = "done" if outcome.done else "not finished"
+                say(f"{outcome.task}: {how}, {outcome.seconds:.0f} s")
+    failures = [(outcome.task, outcome.error) for outcome in outcomes if outcome.error]
     if say:
-        done = sum(is_done(task, study) for task in left)
-        say(f"{done} of {len(left)} tasks done")
+        say(f"{sum(outcome.done for outcome in outcomes)} of {len(left)} tasks done")
         for task, error in failures:
             say(f"failed: {task}: {error}")
     return failures
+
+
+def in_series(
+    tasks: Sequence[Task], study: "Study", budget: float | None, stop: Stop | None
+) -> Iterator[Outcome]:
+    """Do tasks in order, in this process; see `run_plan`."""
+    deadline = time.monotonic() + (float("inf") if budget is None else budget)
+    usual = {} if budget is None else seconds_per_net(study)
+    for group in in_groups(tasks, study):
+        if is_over(deadline, stop):
+            break
+        started = time.monotonic()
+        over = partial(is_over, deadline - needed_seconds(group, study, usual), stop)
+        ready = [task for task in group if is_ready(task, study)]
+        if ready and not over():
+            errors = dict(attempt(ready, study, over))
+            seconds = time.monotonic() - started
+            for task in ready:
+                yield Outcome(task, seconds, is_done(task, study), errors.get(task))
+
+
+def advance(ticks: Any, outcomes: Sequence[Outcome], tasks: Sequence[Task]) -> None:
+    """Show on a bar what share of the seconds is over that all tasks will have taken.
+
+    A task that is left counts as the mean of its kind; of a kind not yet seen, as that of all.
+    """
+    spent, kinds = defaultdict(list), Counter(map(kind_of, tasks))
+    for outcome in outcomes:
+        spent[kind_of(outcome.task)].append(outcome.seconds)
+    over = sum(map(sum, spent.values()))
+    left = sum(
+        (count - len(spent[kind])) * mean(spent[kind] or [over / len(outcomes)])
+        for kind, count in kinds.items()
+    )
+    ticks.total, ticks.n = max(over + left, 1e-9), over
+    ticks.set_description(f"{len(outcomes)} of {len(tasks)} tasks")
+
+
+def kind_of(task: Task) -> tuple:
+    """What tasks that take about as long have in common."""
+    images = task.images
+    if isinstance(task, ImageSet):
+        return ImageSet, images.method, images.pool, images.ipc
+    return type(task), images.ipc, task.net, task.n, task.protocol
 
 
 def is_over(end: float, stop: Stop | None) -> bool:
