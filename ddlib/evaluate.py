@@ -84,7 +84,8 @@ def evaluate(
         data = data.to(dtype=torch.float64)
     rows = {
         (k, net, s): [
-            describe_row(one, protocol, net, s, teacher, name, config) for name in splits(split)
+            describe_row(one, protocol, net, s, teacher, name, config, data.content)
+            for name in splits(split)
         ]
         for k, one in enumerate(synsets)
         for net in nets
@@ -137,11 +138,12 @@ def describe_row(
     teacher: Net | None,
     split: str,
     config: EvalConfig,
+    content: str = "",
 ) -> dict:
     """A row's identity (`results.KEY`): everything but the result and the machine.
 
     Settings are those that differ from the defaults and matter to these nets; teacher, tau and
-    alpha wherever they are used.
+    alpha wherever they are used; the data's `content`, unless their name says enough.
     """
     used = net_width(net, config) | (net_width(teacher, config) if teacher else {})
     unused = {"width", "depth", "width_factor", "norm"} - set(used) | {"alpha", "tau", "options"}
@@ -155,6 +157,7 @@ def describe_row(
         changed |= {"teacher": net_name(teacher), "alpha": config.alpha, "tau": config.tau}
     elif protocol.teacher != "never":
         changed |= {"alpha": config.alpha}
+    changed |= {"data": content} if content else {}
     return {
         "set": set_key(synset),
         "net": net_name(net),

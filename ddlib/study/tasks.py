@@ -78,7 +78,8 @@ def rows_of(task: Task, study: "Study") -> list[dict]:
         return []
     protocol, teacher = find_protocol(task.protocol, task.teacher)
     synset, config = study.load(task.images), config_of(task, study)
-    row = describe_row(synset, protocol, task.net, 0, teacher, "test", config)
+    content = study.data.content
+    row = describe_row(synset, protocol, task.net, 0, teacher, "test", config, content)
     pairs = ((seed, split) for seed in range(task.n) for split in splits(task.split))
     rows = (study.results.get(row | {"eval_seed": s, "split": split}) for s, split in pairs)
     return [row for row in rows if row is not None]
