@@ -19,6 +19,7 @@ from torch import Tensor
 from .datasets import DATASETS, Arrays, Dataset, read_image_folder, read_npz, resizing
 from .errors import DDError, check_choice, check_range
 from .nets import SIDES
+from .public import public
 from .rng import stream
 from .store import check_size
 from .synset import SyntheticSet, fingerprint, rounded
@@ -26,6 +27,7 @@ from .synset import SyntheticSet, fingerprint, rounded
 Device = torch.device | str
 
 
+@public
 @dataclass
 class Data:
     """A data set on the device.
@@ -150,6 +152,7 @@ class Data:
         return data
 
 
+@public
 def load_data(
     name_or_path: str | Path,
     root: str | Path = "data",
@@ -220,6 +223,7 @@ def find_dataset(name: str | Path, root: Path, side: int | None) -> tuple[str, D
     return str(name), replace(dataset, side=dataset.side if side is None else side), root
 
 
+@public
 def random_real(data: Data, ipc: int, seed: int) -> SyntheticSet:
     """The baseline of every table: `ipc` randomly chosen real training images per class."""
     generator = stream(seed, "random_real")
@@ -231,6 +235,7 @@ def random_real(data: Data, ipc: int, seed: int) -> SyntheticSet:
     )
 
 
+@public
 def full_real(data: Data) -> SyntheticSet:
     """All training images as a `SyntheticSet`: what a net reaches with the whole data set."""
     config = {"ipc": min(data.counts()), "method": "full_data", "pool": "", "seed": 0}

@@ -19,6 +19,7 @@ from PIL import Image
 
 from .errors import DDError
 from .nets import SIDES
+from .public import public
 from .rng import stream
 from .store import UNREADABLE, check_size
 
@@ -79,6 +80,7 @@ class Dataset:
     content: str = ""
 
 
+@public
 def register_dataset(name: str, reader: Callable[[Path], tuple], **about: Any) -> None:
     """Make `load_data(name, root)` read `Arrays` with `reader(root)`; `about`: see `Dataset`.
 
@@ -192,7 +194,7 @@ def read_image(file: Path) -> Image.Image:
                 raise ValueError(f"mode {opened.mode}, not 8 bits per channel; convert it")
             if opened.has_transparency_data:
                 image = opened.convert("RGBA")
-                if image.getextrema()[3] != (255, 255):
+                if image.getchannel("A").getextrema() != (255, 255):
                     raise ValueError("transparent pixels; give it a background")
                 return image.convert("RGB")
             return opened.convert("RGB")
@@ -234,10 +236,9 @@ def read_npz(path: Path) -> Arrays:
 
 def numbers_in(member: IO[bytes]) -> int:
     """How many numbers an .npy file says it holds."""
-    version = np.lib.format.read_magic(member)
-    read = "read_array_header_1_0" if version == (1, 0) else "read_array_header_2_0"
-    shape, _, _ = getattr(np.lib.format, read)(member)
-    return math.prod(shape)
+    version: Any = np.lib.format.read_magic(member)
+    read = "read_array_header_1_0" if version[0] == 1 else "read_array_header_2_0"
+    return math.prod(getattr(np.lib.format, read)(member)[0])
 
 
 DATASETS: dict[str, Dataset] = {

@@ -23,6 +23,7 @@ from .losses import PROTOCOLS, Net, Protocol, find_protocol
 from .machine import environment
 from .nets import DEPTHS, build_net, net_class, net_name, width_options
 from .progress import bar
+from .public import LARGEST_SEED, public
 from .results import DISTILLATION, EVALUATION, NESTED, ROWS, Results, canonical, flat
 from .rng import stream
 from .synset import SyntheticSet
@@ -36,10 +37,11 @@ AT_ONCE = {"cuda": 10, "cpu": 4}  # nets side by side: a ResNet18 takes up to 3.
 Pairs = Sequence[tuple[SyntheticSet, int]]  # sets, each with an eval seed
 
 
+@public
 def evaluate(
     synset: SyntheticSet | Iterable[SyntheticSet],
     data: Data,
-    nets: Sequence[Net] = ("ConvNet",),
+    nets: Net | Sequence[Net] = ("ConvNet",),
     protocol: str | Protocol = "ce",
     n_eval: int = 5,
     seed: int = 0,
@@ -74,6 +76,10 @@ def evaluate(
     if config.depth is None:
         config = replace(config, depth=DEPTHS.get(data.shape[1]))
     synsets = [synset] if isinstance(synset, SyntheticSet) else list(synset)
+    nets = [nets] if isinstance(nets, str | type) else list(nets)
+    if not (synsets and nets):
+        raise DDError(f"{len(synsets)} sets and {len(nets)} nets; needed: at least one of each")
+    check_range("seed", seed, 0, LARGEST_SEED - n_eval)
     for one in synsets:
         check_request(one, data, nets, n_eval, teacher, splits(split))
     if protocol.check:
@@ -461,6 +467,8 @@ def check_request(
     names: Sequence[str],
 ) -> None:
     """Raise `DDError` for anything that `evaluate` cannot do."""
+    if not isinstance(synset, SyntheticSet):
+        raise DDError(f"a set is a {type(synset).__name__}; needed: a SyntheticSet")
     for net in nets:
         net_class(net)
     if teacher is not None:

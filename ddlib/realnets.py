@@ -24,6 +24,7 @@ from .fast import keep_freed_memory, products
 from .losses import PROTOCOLS
 from .nets import net_name
 from .progress import bar
+from .public import public
 from .results import canonical
 from .rng import stream
 from .store import load_tensors, save_tensors
@@ -39,6 +40,7 @@ class RealNet(NamedTuple):
     accuracy: float
 
 
+@public
 def pretrained(
     net: Net,
     data: Data,

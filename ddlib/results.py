@@ -15,6 +15,7 @@ import pandas as pd
 
 from .config import DistillConfig, EvalConfig, to_dict
 from .errors import DDError
+from .public import public
 from .store import UNREADABLE, clear_temporaries, digest, write_atomic
 
 SETS = (
@@ -65,6 +66,7 @@ def row_key(row: dict) -> tuple:
     return tuple(str(row[name]) for name in KEY)
 
 
+@public
 class Results:
     """The rows of a study's folder, or of memory only if `folder` is None. What `add` was given is
     on disk when it returns.
@@ -96,6 +98,7 @@ class Results:
         """The finished row of the same experiment, or None."""
         return self._rows.get(row_key(row))
 
+    @public
     def add(self, sets: Iterable[dict], rows: Iterable[dict]) -> None:
         """Keep finished rows (`ROWS`) and the sets they belong to (`SETS`), in one file that no
         other writer touches.
@@ -117,16 +120,18 @@ class Results:
         """The table of rows (`ROWS`), in an order that does not depend on who finished first."""
         return pd.DataFrame([self._rows[key] for key in sorted(self._rows)], columns=list(ROWS))
 
+    @public
     def write(self, folder: str | Path) -> None:
         """Write `sets.csv` and `rows.csv`, the form in which results are published, and their
         fingerprints as `sha256sum --check` reads them.
         """
         used = {row["set"] for row in self._rows.values()}
         sets = pd.DataFrame([self._sets[name] for name in sorted(used)], columns=list(SETS))
-        contents = {"sets.csv": sets.to_csv(index=False), "rows.csv": self.rows().to_csv(index=False)}
-        sums = (f"{hashlib.sha256(text.encode()).hexdigest()}  {n}" for n, text in contents.items())
-        for name, text in (contents | {SUMS: "\n".join(sums) + "\n"}).items():
-            write_atomic(Path(folder) / name, text)
+        sums = ""
+        for name, table in (("sets.csv", sets), ("rows.csv", self.rows())):
+            write_atomic(Path(folder) / name, text := table.to_csv(index=False))
+            sums += f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n"
+        write_atomic(Path(folder) / SUMS, sums)
 
 
 def pick(entry: dict, names: Iterable[str]) -> dict:
@@ -151,6 +156,7 @@ def read_task(path: Path) -> tuple[list[dict], list[dict]]:
         raise DDError(f"{path} {reason}") from error
 
 
+@public
 def read_results(folder: str | Path) -> pd.DataFrame:
     """The published results of a folder (`sets.csv`, `rows.csv`) as one flat `DataFrame`; see
     `flat`.

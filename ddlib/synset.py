@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .datasets import DATASETS
 from .errors import DDError, check_choice
+from .public import public
 from .store import UNREADABLE, check_size, dumps, load_tensors, save_tensors, write_atomic
 
 FORMAT = 1
@@ -30,6 +31,7 @@ THUMBNAIL = 32  # pixels
 LARGEST = 1000.0  # a pixel of a foreign file, in normalised pixel space
 
 
+@public
 @dataclass
 class SyntheticSet(torch.utils.data.Dataset):
     """A few images per class and all that is needed to use them correctly.
@@ -123,6 +125,7 @@ class SyntheticSet(torch.utils.data.Dataset):
         save_image(small, file, "png", nrow=columns, pad_value=1)
         return file.getvalue()
 
+    @public
     def save(self, path: str | Path) -> Path:
         """Write `path` (.safetensors: tensors, with everything else as JSON in its header) and a
         readable copy of that JSON beside it (.json), each atomically. `load` needs only the first.
@@ -134,6 +137,7 @@ class SyntheticSet(torch.utils.data.Dataset):
         return path
 
     @classmethod
+    @public
     def load(cls, path: str | Path) -> "SyntheticSet":
         """Read what `save` wrote. Raises `DDError` for a missing, damaged or foreign file."""
         path = with_ending(path)
@@ -151,10 +155,12 @@ class SyntheticSet(torch.utils.data.Dataset):
             raise DDError(f"{path} is damaged: its images and labels are not those of id {known}")
         return synset
 
+    @public
     def to(self, device: torch.device | str) -> "SyntheticSet":
         """The same set on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    @public
     def export_pngs(self, folder: str | Path) -> list[Path]:
         """Write one PNG per image, `<class>_<k>.png`; returns the paths.
 
@@ -166,7 +172,9 @@ class SyntheticSet(torch.utils.data.Dataset):
         if self.images.shape[1] not in (1, 3):
             raise DDError(f"images have {self.images.shape[1]} channels; PNGs have 1 or 3")
         paths: list[Path] = []
-        plain = [re.sub(r"[^\w .-]", "-", name).lstrip(".")[:80] or "class" for name in self.classes]
+        plain = [
+            re.sub(r"[^\w .-]", "-", name).lstrip(".")[:80] or "class" for name in self.classes
+        ]
         same = Counter(name.lower() for name in plain)
         seen: Counter[int] = Counter()
         for image, label in zip(self.images01().cpu(), self.labels.tolist(), strict=True):
@@ -192,7 +200,9 @@ def id_beside(path: Path) -> str | None:
     try:
         return str(json.loads(beside.read_bytes())["id"]) if beside.is_file() else None
     except UNREADABLE as error:
-        raise DDError(f"{beside} is damaged ({first_line(error)}); delete it or get it anew") from error
+        raise DDError(
+            f"{beside} is damaged ({first_line(error)}); delete it or get it anew"
+        ) from error
 
 
 def rounded(values: Sequence[float] | None) -> tuple[float, ...] | str:
@@ -206,6 +216,7 @@ def with_ending(path: str | Path) -> Path:
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
+@public
 def load_synset(path: str | Path, index: int = -1, dataset: str | None = "cifar10") -> SyntheticSet:
     """Read a synthetic set: ddlib's own .safetensors, or a .pt file as the DC family has them.
 
@@ -225,7 +236,7 @@ def load_synset(path: str | Path, index: int = -1, dataset: str | None = "cifar1
         images, labels = images.float(), given.long()
         stored = content.get("accs_all_exps", {}).items()
         accuracies = {str(net): [100 * float(a) for a in values] for net, values in stored}
-        if not (torch.equal(labels, given) and 0 <= int(labels.min())):
+        if not (torch.equal(labels, given) and int(labels.min()) >= 0):
             raise ValueError("labels that are no integers from 0")
         if int(labels.max()) >= len(labels):
             raise ValueError("more classes than images")

@@ -64,7 +64,10 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
         add(f"--{name}", type=kind, action="append", default=[], help=f"only this {name}")
     arguments = parser.parse_args(words)
     for name in ("budget", "n", "until", *FILTERS):
-        if getattr(arguments, name) and arguments.command not in ("work", "status"):
+        if getattr(arguments, name) not in (None, []) and arguments.command not in (
+            "work",
+            "status",
+        ):
             raise DDError(f"--{name} belongs to the commands work and status")
     return arguments
 
