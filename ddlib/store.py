@@ -34,7 +34,10 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
     Raises `DDError` when the disk is full or read-only; the old file is then untouched, the
     temporary one gone.
     """
-    path = Path(os.path.realpath(path))
+    try:
+        path = Path(os.path.realpath(path))
+    except ValueError as error:  # a name with a null character
+        raise DDError(f"cannot write {path!r}: {error}") from error
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -164,8 +164,8 @@ class SyntheticSet(torch.utils.data.Dataset):
     def export_pngs(self, folder: str | Path) -> list[Path]:
         """Write one PNG per image, `<class>_<k>.png`; returns the paths.
 
-        Of a class's name letters, digits, spaces and `._-` are kept; classes whose names are the
-        same then have the label behind it.
+        Of a class's name letters, digits, spaces and `._-` are kept; if two are the same then, all
+        have their label behind them.
         """
         from torchvision.transforms.functional import to_pil_image
 
@@ -175,12 +175,12 @@ class SyntheticSet(torch.utils.data.Dataset):
         plain = [
             re.sub(r"[^\w .-]", "-", name).lstrip(".")[:80] or "class" for name in self.classes
         ]
-        same = Counter(name.lower() for name in plain)
+        if len({name.lower() for name in plain}) < len(plain):
+            plain = [f"{name}-{label}" for label, name in enumerate(plain)]
         seen: Counter[int] = Counter()
         for image, label in zip(self.images01().cpu(), self.labels.tolist(), strict=True):
-            name = plain[label] + f"-{label}" * (same[plain[label].lower()] > 1)
             to_pil_image(image.float()).save(file := io.BytesIO(), "png")
-            place = Path(folder) / f"{name}_{seen[label]:03d}.png"
+            place = Path(folder) / f"{plain[label]}_{seen[label]:03d}.png"
             paths.append(write_atomic(place, file.getvalue()))
             seen[label] += 1
         return paths

@@ -551,7 +551,7 @@ def test_diverged_nets_are_flagged_and_kept(tmp_path, synset, data, protocol):
             {"protocol": "kd", "teacher": "Convnet"},
             ("'Convnet'", "did you mean 'ConvNet'"),
         ),
-        ({"n_eval": 0}, ("n_eval is 0", "at least 1")),
+        ({"n_eval": 0}, ("n_eval is 0", "1 to 100000")),
         ({"split": "tset"}, ("'tset'", "did you mean 'test'", "val")),
         ({"epoch": 3}, ("'epoch'", "did you mean 'epochs'", "weight_decay")),
         ({"tau": 0}, ("tau is 0", "at least")),
@@ -579,8 +579,14 @@ def set_of(data, **changes):
         ({"mean": (0.4,)}, ("mean", "0.4", "0.5")),
         ({"std": (0.2,)}, ("std", "0.2", "0.25")),
         ({"images": torch.zeros(6, 1, 32, 32)}, ("[1, 32, 32]", "[1, 28, 28]")),
-        ({"images": torch.zeros(6, 3, 28, 28), "mean": (0.5,) * 3}, ("[3, 28, 28]", "[1, 28, 28]")),
-        ({"labels": torch.tensor([0, 0, 1, 1, 3, 3])}, ("labels up to 3", "3 classes")),
+        (
+            {"images": torch.zeros(6, 3, 28, 28), "mean": (0.5,) * 3, "std": (0.2,) * 3},
+            ("[3, 28, 28]", "[1, 28, 28]"),
+        ),
+        (
+            {"labels": torch.tensor([0, 0, 1, 1, 3, 3]), "classes": tuple("abcd")},
+            ("labels up to 3", "3 classes"),
+        ),
     ],
     ids=["mean", "std", "side", "channels", "classes"],
 )
