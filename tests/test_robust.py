@@ -27,7 +27,7 @@ from ddlib.realnets import REAL, pretrained
 from ddlib.results import Results, read_results
 from ddlib.run import store_name
 from ddlib.store import ROOT, load_tensors, save_tensors, write_atomic
-from ddlib.study import launcher
+from ddlib.study import Study, launcher
 from ddlib.synset import SyntheticSet, load_synset
 
 SMALL = {"width": 4, "depth": 1, "batch_real": 6, "batch_bn": 4, "iterations": 3}
@@ -526,6 +526,39 @@ def test_every_variant_of_a_pool_is_built_beforehand():
     options = {"width": [8, 6], "norm": ["instance", "group"]}  # 6 has no four groups
     with refused("ConvNet width is 6", "multiple of 4"):
         ModelPool([Member(1.0, "ConvNet", options)])
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["val_fraction=0"], ["val_fraction is 0", "needed: more"]),
+        (["iterations=0"], ["iterations is 0", "at least 1"]),
+        (["batch_real=1000"], ["batch_real is 1000"]),
+        (["ipcs=1000"], ["ipc is 1000"]),
+        (["nets=MLP"], ["nets is ('MLP',)", "ConvNet"]),
+        (["pools=[]"], ["pools is ()"]),
+        (["seeds=0,0"], ["seeds is (0, 0)", "each once"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["notebooks", "work"])
+def test_a_study_that_cannot_end_does_not_begin(
+    tmp_path, capsys, monkeypatch, command, words, named
+):
+    if command == "work" and words[0] in ("nets=MLP", "pools=[]"):
+        words = ["val_fraction=0"]  # tasks of one net, or of no other pool, can be done
+        named = ["val_fraction is 0"]
+    for name in ("execute", "run_plan"):
+        monkeypatch.setattr(launcher, name, None)
+    settings = [f"--set={word}" for word in ("snapshots=0", *words)]
+    assert launcher.main([command, "--out", str(tmp_path), *settings]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and [part for part in named if part not in error] == []
+
+
+def test_the_machine_is_that_of_the_main_thread(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module("study.study"), "device_name", asked.append)
+    assert asked == [Study("quick", out=tmp_path, device="cpu").device]
 
 
 # 12. Small things ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ..coresets import CORESETS, EARLY, coreset
 from ..data import Data, full_real, load_data, random_real
 from ..distill import distill
 from ..errors import DDError
-from ..machine import pick_device
+from ..machine import device_name, pick_device
 from ..results import TRAINING, Results, read_results
 from ..run import snapshot_name, store_name
 from ..store import ROOT, write_atomic
@@ -47,6 +47,7 @@ class Study:
         progress: bool = True,
     ) -> None:
         self.profile, self.device = get_profile(profile, settings), pick_device(device)
+        device_name(self.device)  # asked for now: threads that help later have fewer of their own
         self.out = Path(out or os.environ.get(OUT_VARIABLE) or ROOT).resolve()
         self.data_root, self.progress = Path(data_root or ROOT / "data"), progress
         self.name = study_name(self.profile)

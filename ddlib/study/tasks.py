@@ -7,6 +7,7 @@ goes on, several processes may work in one folder, and two copies of a study are
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -16,11 +17,23 @@ import torch
 
 from ..choose import choices
 from ..config import EvalConfig
+from ..data import check_ipc
+from ..distill import settled
 from ..errors import DDError
-from ..evaluate import configured, describe_row, evaluate, groups, machine_text, splits
+from ..evaluate import (
+    configured,
+    describe_row,
+    evaluate,
+    groups,
+    machine_text,
+    options_for,
+    splits,
+)
 from ..fast import side_by_side
 from ..losses import find_protocol
 from ..machine import environment
+from ..nets import build_net
+from ..pool import pool_of
 from ..progress import bar
 from .plan import ImageSet, Sweep, Task, Train, needs
 
@@ -30,6 +43,31 @@ if TYPE_CHECKING:
 EXTENSIONS = 2  # times that a choice at the edge of its grid adds a candidate beyond it
 Stop = Callable[[], bool]
 Failures = list[tuple[Task, Exception]]
+
+
+def check_plan(tasks: Iterable[Task], study: "Study") -> None:
+    """Raise `DDError` for what would be refused only when its turn comes, perhaps in hours."""
+    data, checked = study.data, set()
+    for task in tasks:
+        images, held_out = task.images, isinstance(task, Sweep)
+        if (alike := replace(images, seed=0, iteration=0)) not in checked:
+            checked.add(alike)
+            check_ipc(images.ipc or 1, data)
+            if not images.is_real:
+                pool_of(settled(study.config(images), data, None, None), data.shape)
+        if isinstance(task, Train) and not task.chosen:
+            held_out = "val" in splits(task.split)
+            if (key := (task.net, task.protocol, task.teacher, task.settings)) not in checked:
+                checked.add(key)
+                protocol, _ = find_protocol(task.protocol, task.teacher)
+                config = configured(study.profile.eval_config(), dict(task.settings), protocol)
+                with torch.device("meta"):
+                    build_net(task.net, **options_for(task.net, data, config))
+                if protocol.check:
+                    protocol.check(task.net, data, config)
+        if held_out and not len(data.y_val):
+            given = f"val_fraction is {study.profile.val_fraction}"
+            raise DDError(f"{given}; needed: more, since the plan has: {task}")
 
 
 def run_task(task: Task, study: "Study", stop: Stop | None = None) -> None:
