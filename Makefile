@@ -7,7 +7,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 unexport JUPYTER_PATH
 
-.PHONY: reproduce test tables report bench paper paper-status lint notebooks constraints clean
+.PHONY: reproduce test attack tables report bench paper paper-status lint notebooks constraints clean
 
 reproduce: $(BIN)/.installed  ## all notebooks with PROFILE=quick, cifar10-small, methods-small or paper; goes on where it was stopped
 	$(BIN)/python -m ddlib --profile $(PROFILE) --resume $(ARGS)
@@ -39,6 +39,9 @@ report: $(BIN)/.installed  ## paper/report.pdf from the committed results
 
 bench: $(BIN)/.installed  ## how fast this machine runs it; ARGS="--reference DIR" beside the public DC code
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+attack: $(BIN)/.installed  ## faults by the hundred: what was lost, silently other, raw; writes docs/robustness.md
+	$(BIN)/python tests/attack/attack.py
 
 BUDGET ?= 8m
 STORE ?= runs/paper-study

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .datasets import DATASETS, Arrays, Dataset, read_image_folder, read_npz, resizing
 from .errors import DDError, check_choice, check_range
+from .machine import pick_device
 from .nets import SIDES
 from .public import public
 from .rng import stream
@@ -171,6 +172,7 @@ def load_data(
     class with no images, or a side the nets cannot take.
     """
     check_range("val_fraction", val_fraction, 0.0, 0.9)
+    device = pick_device(str(device))
     name, dataset, place = find_dataset(name_or_path, Path(root).expanduser(), side)
     if dataset.side is not None:
         check_choice("image side", dataset.side, SIDES)

@@ -76,6 +76,8 @@ class ModelPool:
         self.name = name
         if not self.members:
             raise DDError("the pool is empty; it needs at least one Member")
+        if not all(isinstance(member, Member) for member in self.members):
+            raise DDError("the pool holds other things than Members; each must be a Member")
         if len({m.name for m in self.members}) < len({m.net for m in self.members}):
             raise DDError("two members of the pool are different nets of the same name")
         values = [member.probability for member in self.members]

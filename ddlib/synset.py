@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .datasets import DATASETS
 from .errors import DDError, check_choice
+from .machine import pick_device
 from .public import public
 from .store import UNREADABLE, check_size, dumps, load_tensors, save_tensors, write_atomic
 
@@ -158,7 +159,8 @@ class SyntheticSet(torch.utils.data.Dataset):
     @public
     def to(self, device: torch.device | str) -> "SyntheticSet":
         """The same set on another device."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        place = pick_device(str(device))
+        return replace(self, images=self.images.to(place), labels=self.labels.to(place))
 
     @public
     def export_pngs(self, folder: str | Path) -> list[Path]:
