@@ -7,7 +7,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 unexport JUPYTER_PATH
 
-.PHONY: reproduce test tables report bench gpu-smoke paper paper-status lint notebooks constraints clean
+.PHONY: reproduce test attack tables report bench gpu-smoke paper paper-status lint notebooks constraints clean
 
 reproduce: $(BIN)/.installed  ## all notebooks with PROFILE=quick, cifar10-small, methods-small or paper; goes on where it was stopped
 	$(BIN)/python -m ddlib --profile $(PROFILE) --resume $(ARGS)
@@ -42,6 +42,9 @@ bench: $(BIN)/.installed  ## how fast this machine runs it; ARGS="--reference DI
 
 gpu-smoke: $(BIN)/.installed  ## the first minutes on a GPU: is it right, how fast? ARGS="--reference DIR --data-root DIR"
 	$(BIN)/python benchmarks/gpu_smoke.py $(ARGS)
+
+attack: $(BIN)/.installed  ## faults by the hundred: what was lost, silently other, raw; writes docs/robustness.md
+	$(BIN)/python tests/attack/attack.py
 
 BUDGET ?= 8m
 STORE ?= runs/paper-study

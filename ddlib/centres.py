@@ -11,12 +11,14 @@ from torch import Tensor
 
 from .data import Data, as_synset, check_ipc
 from .errors import check_choice
+from .public import public
 from .rng import stream
 from .synset import SyntheticSet
 
 CENTRES = {"class-means": False, "class-means-contrast": True}  # whether contrast is rescaled
 
 
+@public
 def centres(data: Data, ipc: int, seed: int = 0, method: str = "class-means") -> SyntheticSet:
     """`ipc` centres per class of its training images, found by k-means in pixels; one: their mean.
 

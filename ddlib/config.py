@@ -10,6 +10,7 @@ from .errors import DDError, check_choice, check_range
 from .methods import build_parts, get_method, options_of, part_classes
 from .nets import NORMS
 from .pool import PRESETS
+from .public import RANGES, named
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 ON_DIVERGENCE = ("skip", "stop")
@@ -20,6 +21,7 @@ def by_method(default: Any) -> Any:
     return field(default=None, metadata={"open": default})
 
 
+@named
 @dataclass(frozen=True, repr=False)
 class DistillConfig:
     """One distillation. The defaults are the paper's: DC with a pool (arXiv 2402.13007, 3.2).
@@ -71,10 +73,12 @@ class DistillConfig:
             self._check_values()
 
     def _check_values(self) -> None:
-        for name in ("ipc", "batch_real", "batch_bn", "batch_train", "width"):
+        for name in ("ipc", "batch_real", "batch_bn", "batch_train"):
             check_range(name, getattr(self, name), 1)
-        for name in ("iterations", "warmup", "seed", "lr_images", "lr_net"):
+        for name in ("iterations", "warmup", "lr_images", "lr_net"):
             check_range(name, getattr(self, name), 0)
+        for name in ("seed", "width"):
+            check_range(name, getattr(self, name), *RANGES[name])
         for name in ("outer", "inner", "depth", "similar_depth", "slice_size"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)
@@ -123,6 +127,7 @@ class DistillConfig:
 OPEN = {f.name: f.metadata["open"] for f in fields(DistillConfig) if "open" in f.metadata}
 
 
+@named
 @dataclass(frozen=True)
 class EvalConfig:
     """How a net is trained on a synthetic set and tested. The defaults are the DC family's."""
@@ -145,9 +150,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("epochs", "batch", "width", "depth"):
+        for name in ("epochs", "batch", "depth"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)
+        check_range("width", self.width, *RANGES["width"])
         operations_of(self.augment)
         check_range("alpha", self.alpha, 0, 1)
         check_range("tau", self.tau, 1e-3)

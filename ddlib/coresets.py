@@ -23,6 +23,7 @@ from .errors import check_choice
 from .evaluate import Net
 from .fast import mixed_precision, products
 from .nets import embedding, net_name
+from .public import public
 from .realnets import REAL, pretrained
 from .synset import SyntheticSet
 
@@ -30,6 +31,7 @@ EARLY = replace(REAL, epochs=10)
 NET, AT_ONCE = "ConvNet", 250  # images
 
 
+@public
 def coreset(
     data: Data,
     ipc: int,

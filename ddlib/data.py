@@ -5,7 +5,7 @@ Each gets a validation split taken from its *training* images; distillation neve
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
@@ -18,13 +18,17 @@ from torch import Tensor
 
 from .datasets import DATASETS, Arrays, Dataset, read_image_folder, read_npz, resizing
 from .errors import DDError, check_choice, check_range
+from .machine import pick_device
 from .nets import SIDES
+from .public import public
 from .rng import stream
+from .store import check_size
 from .synset import SyntheticSet, fingerprint, rounded
 
 Device = torch.device | str
 
 
+@public
 @dataclass
 class Data:
     """A data set on the device.
@@ -32,7 +36,8 @@ class Data:
     `x_train, x_val, x_test`: float [N, C, side, side], normalised by `mean` and `std` (per channel,
     in units of [0, 1] pixels). `y_*`: int64 [N]. `classes`: names in the order of the labels. The
     training images are sorted by class. `note`: what was done to the images, such as a resizing.
-    `mirrors`: whether a mirrored image is still of its class, which it is not for digits.
+    `mirrors`: whether a mirrored image is still of its class, which it is not for digits. Raises
+    `DDError` for tensors that do not fit together.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Data:
     y_test: Tensor
     note: str = ""
     mirrors: bool = True
+    _hashes: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
         channels, side, classes = self.shape
@@ -58,6 +64,17 @@ class Data:
             f"{self.note and '; ' + self.note})"
         )
 
+    def __post_init__(self) -> None:
+        for part in ("train", "val", "test"):
+            (x, y), size = self.split(part), self.x_train.shape[1:]
+            if x.ndim != 4 or x.shape[1:] != size or y.shape != x.shape[:1] or size[1] != size[2]:
+                shapes = f"x_{part} is {list(x.shape)}, y_{part} {list(y.shape)}"
+                raise DDError(f"{shapes}; needed: [N, C, side, side] and [N], all of one size")
+            if len(y):
+                check_labels(f"y_{part}", y, self.classes)
+        if (self.y_train.diff() < 0).any():
+            raise DDError("the training images are not sorted by class; sort them by y_train")
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, side, classes): what a net needs to know."""
@@ -67,15 +84,38 @@ class Data:
     def device(self) -> torch.device:
         return self.x_train.device
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """A fingerprint of the training images and labels, the same on every device."""
-        return fingerprint(self.x_train.float(), self.y_train)
+        return self._hash("train")
+
+    @property
+    def content(self) -> str:
+        """A fingerprint of all images and labels and how they are split, for identities.
+
+        Empty for a data set of ddlib's own as published (`Dataset.content`): its name says enough.
+        """
+        return self._hash("train", "val", "test")[:16]
+
+    def _hash(self, *parts: str, known: str | None = None) -> str:
+        """The fingerprint of these splits, `known` or computed, once; anew if a tensor changed."""
+        tensors = [tensor for part in parts for tensor in self.split(part)]
+        now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        before, found = self._hashes.get(parts, ([], ""))
+        same = len(before) == len(now) and all(
+            a is b and i == j for (a, i), (b, j) in zip(before, now, strict=True)
+        )
+        if known is not None or not same:
+            plain = [x.float() if x.is_floating_point() else x for x in tensors]
+            found = fingerprint(*plain) if known is None else known
+            self._hashes[parts] = now, found
+        return found
 
     def about(self) -> dict[str, Any]:
         """What tells this data set from another of the same name: JSON-able."""
         mean, std = list(self.mean), list(self.std)
-        return {"name": self.name, "train": self.counts(), "mean": mean, "std": std}
+        about = {"name": self.name, "train": self.counts(), "mean": mean, "std": std}
+        return about | ({"content": self.content} if self.content else {})
 
     def counts(self) -> list[int]:
         """Training images per class."""
@@ -107,9 +147,13 @@ class Data:
         """The same data on another device or in another floating-point type."""
         tensors: dict[str, Any] = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
         moved = {k: v.to(device, dtype if k[0] == "x" else None) for k, v in tensors.items()}
-        return replace(self, **moved)
+        data = replace(self, **moved)
+        for parts in self._hashes:
+            data._hash(*parts, known=self._hash(*parts))
+        return data
 
 
+@public
 def load_data(
     name_or_path: str | Path,
     root: str | Path = "data",
@@ -128,6 +172,7 @@ def load_data(
     class with no images, or a side the nets cannot take.
     """
     check_range("val_fraction", val_fraction, 0.0, 0.9)
+    device = pick_device(str(device))
     name, dataset, place = find_dataset(name_or_path, Path(root).expanduser(), side)
     if dataset.side is not None:
         check_choice("image side", dataset.side, SIDES)
@@ -137,7 +182,8 @@ def load_data(
     y_test = as_labels("y_test", arrays.y_test, len(x_test))
     note = resizing([tuple(x.shape[2:]) for x in (x_train, x_test)], dataset.side)
     x_train, x_test = (resize(x, dataset.side) for x in (x_train, x_test))
-    classes = dataset.classes or arrays.classes or [str(c) for c in range(int(y_train.max()) + 1)]
+    found = range(min(int(y_train.max()) + 1, len(y_train) + 1))  # each class needs an image
+    classes = dataset.classes or arrays.classes or [str(c) for c in found]
     check_classes(y_train, y_test, classes)
     held_out = validation_mask(y_train, val_fraction)
     order = torch.argsort(y_train, stable=True)
@@ -155,7 +201,16 @@ def load_data(
         for tensor in (normalise(x[rows], mean, std), y[rows])
     ]
     rest: Any = *tensors, arrays.note or note, dataset.mirrors
-    return Data(name, tuple(classes), mean, std, *rest)
+    data = Data(name, tuple(classes), mean, std, *rest)
+    usual = DATASETS.get(name, dataset)
+    if dataset.content and dataset == usual and content_of(arrays) == dataset.content:
+        data._hash("train", "val", "test", known="")
+    return data
+
+
+def content_of(arrays: Arrays) -> str:
+    """A fingerprint of what a reader read, as it came from the files."""
+    return fingerprint(*(torch.as_tensor(np.asarray(part)) for part in arrays[:4]))
 
 
 def find_dataset(name: str | Path, root: Path, side: int | None) -> tuple[str, Dataset, Path]:
@@ -170,6 +225,7 @@ def find_dataset(name: str | Path, root: Path, side: int | None) -> tuple[str, D
     return str(name), replace(dataset, side=dataset.side if side is None else side), root
 
 
+@public
 def random_real(data: Data, ipc: int, seed: int) -> SyntheticSet:
     """The baseline of every table: `ipc` randomly chosen real training images per class."""
     generator = stream(seed, "random_real")
@@ -181,6 +237,7 @@ def random_real(data: Data, ipc: int, seed: int) -> SyntheticSet:
     )
 
 
+@public
 def full_real(data: Data) -> SyntheticSet:
     """All training images as a `SyntheticSet`: what a net reaches with the whole data set."""
     config = {"ipc": min(data.counts()), "method": "full_data", "pool": "", "seed": 0}
@@ -202,16 +259,17 @@ def check_ipc(ipc: int, data: Data) -> None:
 def as_images(x: Any) -> Tensor:
     """Arrays of any of the accepted layouts as float [N, C, H, W] in [0, 1]."""
     x = np.asarray(x)
-    if x.dtype.kind not in "buif":
+    if x.dtype.kind not in "bf" and x.dtype != np.uint8:
         raise DDError(f"images are {x.dtype}; allowed: uint8, or floats from 0 to 1")
+    check_size("all images", x.size)
     x = torch.as_tensor(x)
     x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
     if x.ndim == 3:
         x = x[:, None]
     if x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
         x = x.permute(0, 3, 1, 2)
-    if x.ndim != 4 or not len(x):
-        layouts = "[N, H, W], [N, H, W, C] or [N, C, H, W], N at least 1"
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.numel():
+        layouts = "[N, H, W], [N, H, W, C] or [N, C, H, W], N at least 1, C 1 or 3"
         raise DDError(f"images have shape {list(x.shape)}; allowed: {layouts}")
     if not (torch.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
         values = f"{x.min():g} to {x.max():g}"
@@ -234,22 +292,29 @@ def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
 def as_labels(part: str, labels: Any, n: int) -> Tensor:
     """Labels as int64 [N]; raises `DDError` unless they are `n` integers."""
     labels = np.asarray(labels)
-    if not (labels.size and np.issubdtype(labels.dtype, np.integer)):
+    if not (labels.size and labels.dtype.kind in "iu"):
         raise DDError(f"{part} holds {labels.size} {labels.dtype}; allowed: integers from 0")
     if labels.shape != (n,):
         raise DDError(f"{part} has shape {list(labels.shape)}; there are {n} images")
+    if labels.max() > 2**31:
+        raise DDError(f"{part} holds label {labels.max()}; allowed: 0 to the classes less one")
     return torch.as_tensor(labels.astype(np.int64))
 
 
 def check_classes(y_train: Tensor, y_test: Tensor, classes: Sequence[str]) -> None:
     """Raise `DDError` unless every label has a class, and every class training images."""
     for part, y in (("y_train", y_train), ("y_test", y_test)):
-        low, high = int(y.min()), int(y.max())
-        if low < 0 or high >= len(classes):
-            raise DDError(f"{part} holds labels {low} to {high}; allowed: 0 to {len(classes) - 1}")
+        check_labels(part, y, classes)
     for name, count in zip(classes, torch.bincount(y_train, minlength=len(classes)), strict=True):
         if not count:
             raise DDError(f"class {name!r} has no training images; every class needs at least one")
+
+
+def check_labels(part: str, y: Tensor, classes: Sequence[str]) -> None:
+    """Raise `DDError` unless every label has a class."""
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= len(classes):
+        raise DDError(f"{part} holds labels {low} to {high}; allowed: 0 to {len(classes) - 1}")
 
 
 def check_channels(**channels: int) -> None:

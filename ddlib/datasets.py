@@ -4,13 +4,14 @@ A reader takes the folder that holds the files (`root` of `load_data`) and retur
 tuple of its first four or five. `register_dataset` adds one from outside.
 """
 
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,13 @@ from PIL import Image
 
 from .errors import DDError
 from .nets import SIDES
+from .public import public
 from .rng import stream
+from .store import UNREADABLE, check_size
 
+PIXELS = 2**26  # of one image file
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+BOMB = Image.DecompressionBombError, Image.DecompressionBombWarning
 DIGITS = tuple("0123456789")
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -32,6 +38,10 @@ FASHION_MNIST = (0.2861,), (0.3530,)
 SVHN = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
 CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # true std: 0.2470, 0.2435, 0.2616
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# Fingerprints of the published arrays (`data.content_of`)
+DIGITS_CONTENT = "de1ce2d462b709efdfaaf175238bea3c0b39d04614fba5e95c1626606e7bd279"
+CIFAR10_CONTENT = "6b3883dca6c867f1e58def548c063d1865569b8575fcbce06b3e468a89f9895a"
 
 Files = list[tuple[Any, int]]  # paths and labels
 
@@ -57,7 +67,8 @@ class Dataset:
 
     `side`: its images are brought to it (None: they keep their own). `mean`, `std`: per channel, in
     units of [0, 1] pixels (None: those of its training images). `classes` None: the reader's.
-    `mirrors`: whether a mirrored image is still of its class.
+    `mirrors`: whether a mirrored image is still of its class. `content`: the fingerprint of the
+    published arrays (`data.content_of`); what has it is known by its name alone.
     """
 
     reader: Callable[[Path], tuple]
@@ -66,8 +77,10 @@ class Dataset:
     std: tuple[float, ...] | None = None
     classes: tuple[str, ...] | None = None
     mirrors: bool = True
+    content: str = ""
 
 
+@public
 def register_dataset(name: str, reader: Callable[[Path], tuple], **about: Any) -> None:
     """Make `load_data(name, root)` read `Arrays` with `reader(root)`; `about`: see `Dataset`.
 
@@ -157,18 +170,36 @@ def read_images(train: Files, test: Files, classes: list[str], side: int | None 
     """RGB arrays of image files; resized to side x side, which is noted, if that is named."""
     images, sizes = [], set()
     for file, _ in (*train, *test):
-        try:
-            with Image.open(file) as opened:
-                image = opened.convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise DDError(f"{file} is damaged or no image") from error
+        image = read_image(Path(file))
         sizes.add(image.size[::-1])
         if side is not None and image.size != (side, side):
             image = image.resize((side, side), Image.Resampling.BILINEAR)
-        images.append(np.asarray(image))
+        if len(sizes) == 1 or side is not None:  # else it is refused below
+            images.append(np.asarray(image))
+            check_size("all images", len(images) * images[0].size)
     note, n = resizing(sizes, side), len(train)
     pixels, labels = np.array(images), np.array([label for _, label in (*train, *test)])
     return Arrays(pixels[:n], labels[:n], pixels[n:], labels[n:], classes, note)
+
+
+def read_image(file: Path) -> Image.Image:
+    """An image of 8 bits per channel, without transparent pixels, as RGB. `DDError` for others."""
+    try:
+        if not file.is_file():
+            raise OSError("no file")  # but perhaps a pipe, which would be waited for
+        with Image.open(file) as opened:
+            if opened.width * opened.height > PIXELS:
+                raise ValueError(f"more than {PIXELS} pixels")
+            if opened.mode not in MODES:
+                raise ValueError(f"mode {opened.mode}, not 8 bits per channel; convert it")
+            if opened.has_transparency_data:
+                image = opened.convert("RGBA")
+                if image.getchannel("A").getextrema() != (255, 255):
+                    raise ValueError("transparent pixels; give it a background")
+                return image.convert("RGB")
+            return opened.convert("RGB")
+    except (SyntaxError, EOFError, *UNREADABLE, *BOMB) as error:
+        raise DDError(f"{file} is damaged or no image to be read here ({error})") from error
 
 
 def resizing(sizes: Iterable[tuple[int, ...]], side: int | None) -> str:
@@ -187,6 +218,10 @@ def read_npz(path: Path) -> Arrays:
     """A user's arrays: x_train, y_train, x_test, y_test, and perhaps `classes`, their names."""
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
+        with zipfile.ZipFile(path) as parts:
+            for part in parts.infolist():
+                with parts.open(part) as member:
+                    check_size(f"{part.filename} of {path}", numbers_in(member))
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             missing = [n for n in names if n not in file]
             if missing:
@@ -195,16 +230,27 @@ def read_npz(path: Path) -> Arrays:
             return Arrays(**{n: file[n] for n in names}, classes=classes)
     except DDError:
         raise
-    except (ValueError, TypeError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, *UNREADABLE) as error:
         raise DDError(f"{path} is damaged or no .npz file of plain arrays ({error})") from error
 
 
+def numbers_in(member: IO[bytes]) -> int:
+    """How many numbers an .npy file says it holds."""
+    version: Any = np.lib.format.read_magic(member)
+    read = "read_array_header_1_0" if version[0] == 1 else "read_array_header_2_0"
+    return math.prod(getattr(np.lib.format, read)(member)[0])
+
+
 DATASETS: dict[str, Dataset] = {
-    "digits": Dataset(read_digits, 32, classes=DIGITS, mirrors=False),
+    "digits": Dataset(read_digits, 32, None, None, DIGITS, False, DIGITS_CONTENT),
     "mnist": Dataset(partial(read_torchvision, "MNIST"), 28, *MNIST, DIGITS, False),
     "fashion-mnist": Dataset(partial(read_torchvision, "FashionMNIST"), 28, *FASHION_MNIST),
     "svhn": Dataset(partial(read_torchvision, "SVHN"), 32, *SVHN, DIGITS, False),
-    "cifar10": Dataset(partial(read_torchvision, "CIFAR10"), 32, *CIFAR10, CIFAR10_CLASSES),
+    "cifar10": Dataset(
+        partial(read_torchvision, "CIFAR10"),
+        *(32, *CIFAR10, CIFAR10_CLASSES),
+        content=CIFAR10_CONTENT,
+    ),
     "cifar100": Dataset(partial(read_torchvision, "CIFAR100"), 32, *CIFAR10),  # as in the field
     "tiny-imagenet": Dataset(read_tiny_imagenet, 64, *IMAGENET),
 }

@@ -17,6 +17,7 @@ from .fast import keep_freed_memory, products
 from .methods import Images, Objective, Part
 from .pool import ModelPool, pool_of
 from .progress import bar
+from .public import public
 from .run import Run
 from .synset import SyntheticSet
 
@@ -24,6 +25,7 @@ from .synset import SyntheticSet
 Extra = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
+@public
 def distill(
     config: DistillConfig,
     data: Data,
@@ -62,6 +64,9 @@ def distill(
     every: list[Any] = [*(named[name] for name in config.extras), *extras]
     parts: dict[str, Part] = {"images": learned, "objective": chosen}
     parts |= {f"extra{i}": extra for i, extra in enumerate(every) if isinstance(extra, Part)}
+    if not (isinstance(chosen, Objective) and isinstance(learned, Images)):
+        made = f"objective is a {name_of(chosen)}, images a {name_of(learned)}"
+        raise DDError(f"{made}; needed: an Objective and Images")
     run = Run(config, data, pool, parts, outside, store, resume)
     title = f"distil {run.pool.name} s{config.seed}"
     with (

@@ -26,6 +26,7 @@ from .errors import DDError, check_choice, check_range
 from .evaluate import Net, Pairs, ids_of, on_device, options_for, read_images
 from .losses import PROTOCOLS, Protocol, kd_loss
 from .nets import NETS, map_shape, net_name
+from .public import public
 from .realnets import REAL, RealNet, pretrained
 from .results import Results
 
@@ -57,6 +58,7 @@ def setting(config: EvalConfig, name: str) -> Any:
     return config.options.get(name, (ELF | KD_REAL)[name])
 
 
+@public
 def feature_net(
     data: Data,
     net: Net,

@@ -32,6 +32,7 @@ from .losses import PROTOCOLS, Net, Protocol, find_protocol
 from .machine import environment, kind
 from .nets import DEPTHS, build_net, net_class, net_name, width_options
 from .progress import bar
+from .public import LARGEST_SEED, public
 from .results import DISTILLATION, EVALUATION, NESTED, ROWS, Results, canonical, flat
 from .rng import stream
 from .synset import SyntheticSet
@@ -47,10 +48,11 @@ LONGEST = 32  # batches of an epoch that is recorded: as many copies of each ker
 Pairs = Sequence[tuple[SyntheticSet, int]]  # sets, each with an eval seed
 
 
+@public
 def evaluate(
     synset: SyntheticSet | Iterable[SyntheticSet],
     data: Data,
-    nets: Sequence[Net] = ("ConvNet",),
+    nets: Net | Sequence[Net] = ("ConvNet",),
     protocol: str | Protocol = "ce",
     n_eval: int = 5,
     seed: int = 0,
@@ -85,6 +87,10 @@ def evaluate(
     if config.depth is None:
         config = replace(config, depth=DEPTHS.get(data.shape[1]))
     synsets = [synset] if isinstance(synset, SyntheticSet) else list(synset)
+    nets = [nets] if isinstance(nets, str | type) else list(nets)
+    if not (synsets and nets):
+        raise DDError(f"{len(synsets)} sets and {len(nets)} nets; needed: at least one of each")
+    check_range("seed", seed, 0, LARGEST_SEED - n_eval)
     for one in synsets:
         check_request(one, data, nets, n_eval, teacher, splits(split))
     if protocol.check:
@@ -95,7 +101,8 @@ def evaluate(
         data = data.to(dtype=torch.float64)
     rows = {}
     for (k, one), net in product(enumerate(synsets), nets):
-        row = describe_row(one, protocol, net, 0, teacher, "test", config)  # reads all pixels
+        # Reads all pixels, so once for all seeds
+        row = describe_row(one, protocol, net, 0, teacher, "test", config, data.content)
         for s in eval_seeds(one, n_eval, seed):
             rows[k, net, s] = [row | {"eval_seed": s, "split": name} for name in splits(split)]
     about = [describe_set(one, data) for one in synsets]
@@ -155,11 +162,12 @@ def describe_row(
     teacher: Net | None,
     split: str,
     config: EvalConfig,
+    content: str = "",
 ) -> dict:
     """A row's identity (`results.KEY`): everything but the result and the machine.
 
     Settings are those that differ from the defaults and matter to these nets; teacher, tau and
-    alpha wherever they are used.
+    alpha wherever they are used; the data's `content`, unless their name says enough.
     """
     used = net_width(net, config) | (net_width(teacher, config) if teacher else {})
     unused = {"width", "depth", "width_factor", "norm"} - set(used) | {"alpha", "tau", "options"}
@@ -173,6 +181,7 @@ def describe_row(
         changed |= {"teacher": net_name(teacher), "alpha": config.alpha, "tau": config.tau}
     elif protocol.teacher != "never":
         changed |= {"alpha": config.alpha}
+    changed |= {"data": content} if content else {}
     return {
         "set": set_key(synset),
         "net": net_name(net),
@@ -491,6 +500,8 @@ def check_request(
     names: Sequence[str],
 ) -> None:
     """Raise `DDError` for anything that `evaluate` cannot do."""
+    if not isinstance(synset, SyntheticSet):
+        raise DDError(f"a set is a {type(synset).__name__}; needed: a SyntheticSet")
     for net in nets:
         net_class(net)
     if teacher is not None:

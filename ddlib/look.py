@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .data import Data
 from .errors import DDError, check_range
 from .nets import embedding
+from .public import public
 from .run import Run
 from .synset import SyntheticSet
 
@@ -123,6 +124,7 @@ def curve(values: Sequence[float], width: int = 330, height: int = 60) -> str:
     )
 
 
+@public
 def look(*synsets: SyntheticSet, names: tuple[str, ...] = ()) -> Look:
     """Sets to look at in a notebook, with their history; `names`: by default pool and seed.
 
@@ -154,6 +156,7 @@ def safe_json(value: object) -> str:
     return json.dumps(value).replace("</", "<\\/")
 
 
+@public
 def nearest(
     synset: SyntheticSet,
     data: Data,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .config import EvalConfig
 from .errors import DDError, check_choice
+from .public import public
 
 TAU_DECAY = 0.9
 SMALLEST_PROBABILITY = 1e-8
@@ -35,6 +36,7 @@ def net_alone(net: nn.Module, images: Tensor, targets: Tensor | None, config: Ev
     return net(images)
 
 
+@public
 @dataclass(frozen=True)
 class Protocol:
     """A name, whether there is a teacher ("never", "always" or "optional"), and a loss.

@@ -19,7 +19,12 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if str(name).startswith("cuda") and not torch.cuda.is_available():
         raise DDError(f"device is {name!r}, but PyTorch sees no GPU; allowed here: cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise DDError(
+            f"device is {name!r}; allowed: auto, cpu, cuda, cuda:0 and the like"
+        ) from error
 
 
 def kind(device: torch.device | str) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .errors import DDError, check_choice, check_range
 from .machine import kind
 from .pooling import MaxPool, MeanPool
+from .public import public
 from .rng import torch_seeded_by
 
 SIDES = (28, 32, 64, 128)
@@ -114,6 +115,7 @@ class ConvNet(Net):
 
     cut = 12  # all of depth 3
 
+    @public
     def __init__(
         self,
         width: int = 128,
@@ -154,6 +156,7 @@ class ConvNet(Net):
 class MLP(Net):
     """Three linear layers, pixels-128-128-classes, relu. No norm, no convolution."""
 
+    @public
     def __init__(self, channels: int = 3, side: int = 32, classes: int = 10) -> None:
         super().__init__()
         check_choice("image side", side, SIDES)
@@ -172,6 +175,7 @@ class LeNet(Net):
 
     channels_last = True
 
+    @public
     def __init__(self, channels: int = 3, side: int = 32, classes: int = 10) -> None:
         super().__init__()
         border = extra_padding(side)
@@ -194,6 +198,7 @@ class StagedNet(Net):
     stages: tuple[tuple[int, ...], ...]
     norm: str
 
+    @public
     def __init__(
         self,
         width_factor: float = 1.0,
@@ -244,6 +249,7 @@ class ResNet18(Net):
 
     cut = 10  # after the first block of the last stage
 
+    @public
     def __init__(
         self,
         width_factor: float = 1.0,
@@ -311,6 +317,7 @@ NETS: dict[str, type[nn.Module]] = {
 }
 
 
+@public
 def register_net(cls: type[nn.Module]) -> type[nn.Module]:
     """Make a class known by its name, wherever ddlib takes the name of a net; also a decorator.
 
@@ -360,6 +367,7 @@ def width_options(
     return {name: value for name, value in offered.items() if name in net_options(net)}
 
 
+@public
 def build_net(
     net: str | type[nn.Module], generator: torch.Generator | None = None, **options: Any
 ) -> nn.Module:

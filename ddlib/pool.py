@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,11 +13,13 @@ from torch import nn
 
 from .errors import DDError, check_choice
 from .nets import build_net
+from .public import public
 
 if TYPE_CHECKING:
     from .config import DistillConfig
 
 PRESETS = ("main", "total_random", "main_plus_others", "main_plus_similar")
+VARIANTS = 1000  # of a member: each is built once, without numbers
 OTHERS = ("LeNet", "AlexNet", "VGG11")
 SIMILAR = {
     "activation": ["relu", "sigmoid", "leakyrelu", "swish"],
@@ -24,6 +28,7 @@ SIMILAR = {
 }
 
 
+@public
 @dataclass(frozen=True)
 class Member:
     """One entry of a pool: its probability, a net by name or class, and the net's options.
@@ -40,15 +45,15 @@ class Member:
         return self.net if isinstance(self.net, str) else self.net.__name__
 
     def variants(self) -> Iterator[dict[str, Any]]:
-        """Descriptions in which every choice of every option comes up."""
-        lists = {k: v for k, v in self.options.items() if isinstance(v, list)}
-        first = {"net": self.name} | self.options | {k: v[0] for k, v in lists.items()}
-        yield first
-        for option, choices in lists.items():
-            for choice in choices[1:]:
-                yield first | {option: choice}
+        """All descriptions that may be drawn; `DDError` for more than `VARIANTS`."""
+        lists = [v if isinstance(v, list) else [v] for v in self.options.values()]
+        if not 1 <= (number := math.prod(map(len, lists))) <= VARIANTS:
+            raise DDError(f"{self.name} has {number} variants; allowed: 1 to {VARIANTS}")
+        for drawn in itertools.product(*lists):
+            yield {"net": self.name} | dict(zip(self.options, drawn, strict=True))
 
 
+@public
 class ModelPool:
     """Architectures with probabilities; the first member is the main model.
 
@@ -71,6 +76,8 @@ class ModelPool:
         self.name = name
         if not self.members:
             raise DDError("the pool is empty; it needs at least one Member")
+        if not all(isinstance(member, Member) for member in self.members):
+            raise DDError("the pool holds other things than Members; each must be a Member")
         if len({m.name for m in self.members}) < len({m.net for m in self.members}):
             raise DDError("two members of the pool are different nets of the same name")
         values = [member.probability for member in self.members]
@@ -84,12 +91,13 @@ class ModelPool:
                     self.build(description)
 
     @classmethod
+    @public
     def preset(
         cls,
         name: str,
         main_prob: float = 0.9,
         width: int = 128,
-        depth: int = 3,
+        depth: int | None = 3,
         width_factor: float = 1.0,
         similar_depth: int | None = None,
         warmup: int = 0,

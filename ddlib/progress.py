@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm  # text in notebooks too: a saved widget is an error when it is reopened
 
 VARIABLE = "DDLIB_PROGRESS"  # set by the launcher: a file that it copies to the terminal
 
@@ -15,10 +15,8 @@ def bar(
     options: dict[str, Any] = {"total": total, "desc": description, "initial": initial}
     options["bar_format"] = form
     options["leave"] = False
-    if not show or os.environ.get("TQDM_DISABLE") == "1":  # notebook bars overlook the variable
+    if not show or os.environ.get("TQDM_DISABLE") == "1":
         return tqdm(**options, disable=True)
     if path := os.environ.get(VARIABLE):
-        from tqdm import tqdm as plain
-
-        return plain(**options, file=open(path, "a"), mininterval=0.5, ncols=100)
+        return tqdm(**options, file=open(path, "a"), mininterval=0.5, ncols=100)
     return tqdm(**options)

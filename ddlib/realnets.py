@@ -24,6 +24,7 @@ from .fast import keep_freed_memory, products
 from .losses import PROTOCOLS
 from .nets import net_name
 from .progress import bar
+from .public import public
 from .results import canonical
 from .rng import stream
 from .store import load_tensors, save_tensors
@@ -39,6 +40,7 @@ class RealNet(NamedTuple):
     accuracy: float
 
 
+@public
 def pretrained(
     net: Net,
     data: Data,
@@ -63,12 +65,13 @@ def pretrained(
     if path.is_file():
         tensors, info = load_tensors(path)
         model.load_state_dict(tensors)
-        accuracy = info["accuracy"]
-    else:
-        if epochs != 0:
-            train_on_real(model, data, seed, config, images, progress=progress)
-        accuracy, _ = measure_accuracy(model, *data.split("test"), config.precision)
-        save_tensors(path, model.state_dict(), known | {"accuracy": accuracy})
+        if info.get("content", "") == data.content:
+            return RealNet(model.eval().requires_grad_(False), info["accuracy"])
+    elif epochs != 0:
+        train_on_real(model, data, seed, config, images, progress=progress)
+    accuracy, _ = measure_accuracy(model, *data.split("test"), config.precision)
+    info = known | {"accuracy": accuracy, "content": data.content}
+    save_tensors(path, model.state_dict(), info)
     return RealNet(model.eval().requires_grad_(False), accuracy)
 
 

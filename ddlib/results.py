@@ -15,7 +15,8 @@ import pandas as pd
 
 from .config import DistillConfig, EvalConfig, to_dict
 from .errors import DDError
-from .store import write_atomic
+from .public import public
+from .store import UNREADABLE, clear_temporaries, digest, write_atomic
 
 SETS = (
     "set",
@@ -45,6 +46,7 @@ ROWS = (
     "machine",
     "revision",
 )
+SUMS = "SHA256SUMS"
 KEY = ROWS[:7]  # which experiment a row is: two rows that agree here are the same
 TRAINING = tuple(name for name in KEY if name != "split")  # which trained net a row tested
 # The defaults of settings that rows do not name, and of those of sets: DC's, whatever their method
@@ -64,6 +66,7 @@ def row_key(row: dict) -> tuple:
     return tuple(str(row[name]) for name in KEY)
 
 
+@public
 class Results:
     """The rows of a study's folder, or of memory only if `folder` is None. What `add` was given is
     on disk when it returns.
@@ -71,6 +74,8 @@ class Results:
 
     def __init__(self, folder: str | Path | None = None):
         self.folder = Path(folder) if folder else None
+        if self.folder:
+            clear_temporaries(self.folder)
         self._sets: dict[str, dict] = {}
         self._rows: dict[tuple, dict] = {}
         self.teachers: dict = {}  # logits of nets that were trained as teachers, in memory only
@@ -93,14 +98,17 @@ class Results:
         """The finished row of the same experiment, or None."""
         return self._rows.get(row_key(row))
 
+    @public
     def add(self, sets: Iterable[dict], rows: Iterable[dict]) -> None:
         """Keep finished rows (`ROWS`) and the sets they belong to (`SETS`), in one file that no
         other writer touches.
         """
-        sets = [{name: entry[name] for name in SETS} for entry in sets]
-        rows = [{name: row[name] for name in ROWS} for row in rows]
+        sets = [pick(entry, SETS) for entry in sets]
+        rows = [pick(row, ROWS) for row in rows]
         self._take(sets, rows)
         if self.folder:
+            if not self.folder.is_dir():  # or no longer: what is known is kept
+                sets, rows = [*self._sets.values()], [*self._rows.values()]
             content = json.dumps({"sets": sets, "rows": rows}, indent=0)
             write_atomic(self.folder / f"{digest(content)}.json", content)
 
@@ -112,39 +120,57 @@ class Results:
         """The table of rows (`ROWS`), in an order that does not depend on who finished first."""
         return pd.DataFrame([self._rows[key] for key in sorted(self._rows)], columns=list(ROWS))
 
+    @public
     def write(self, folder: str | Path) -> None:
-        """Write `sets.csv` and `rows.csv`, the form in which results are published."""
+        """Write `sets.csv` and `rows.csv`, the form in which results are published, and their
+        fingerprints as `sha256sum --check` reads them.
+        """
         used = {row["set"] for row in self._rows.values()}
         sets = pd.DataFrame([self._sets[name] for name in sorted(used)], columns=list(SETS))
-        write_atomic(Path(folder) / "sets.csv", sets.to_csv(index=False))
-        write_atomic(Path(folder) / "rows.csv", self.rows().to_csv(index=False))
+        sums = ""
+        for name, table in (("sets.csv", sets), ("rows.csv", self.rows())):
+            write_atomic(Path(folder) / name, text := table.to_csv(index=False))
+            sums += f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n"
+        write_atomic(Path(folder) / SUMS, sums)
 
 
-def digest(content: str) -> str:
-    """The name of a task's file: a hash of what it holds, so that damage shows."""
-    return hashlib.sha256(content.encode()).hexdigest()[:20]
+def pick(entry: dict, names: Iterable[str]) -> dict:
+    """These entries of a dict; `DDError` if it lacks one."""
+    if lacking := [name for name in names if name not in entry]:
+        raise DDError(f"a row or set of results lacks {', '.join(lacking)}")
+    return {name: entry[name] for name in names}
 
 
 def read_task(path: Path) -> tuple[list[dict], list[dict]]:
     """Sets and rows of one finished task. Raises `DDError` for a file that does not hold what was
     written.
     """
-    content = path.read_bytes().decode(errors="replace")
-    if digest(content) != path.stem:
-        raise DDError(f"{path} is damaged; delete it, and what it held is computed again")
-    task = json.loads(content)
-    return task["sets"], task["rows"]
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+        if digest(content) != path.stem:
+            raise ValueError("it does not hold what was written")
+        task = json.loads(content)
+        return [pick(e, SETS) for e in task["sets"]], [pick(row, ROWS) for row in task["rows"]]
+    except UNREADABLE as error:
+        reason = f"is damaged ({error}); delete it, and what it held is computed again"
+        raise DDError(f"{path} {reason}") from error
 
 
+@public
 def read_results(folder: str | Path) -> pd.DataFrame:
     """The published results of a folder (`sets.csv`, `rows.csv`) as one flat `DataFrame`; see
     `flat`.
 
-    Raises `DDError` for a missing or damaged file, a column that is missing, or a row whose set is
-    not in the table of sets. Columns that are unknown here are left out: they are newer than this
-    version.
+    Raises `DDError` for a missing or damaged file, one that is not what `Results.write` wrote
+    together with `SUMS`, a column that is missing, or a row whose set is not in the table of sets.
+    Columns that are unknown here are left out: they are newer than this version.
     """
-    tables = []
+    tables, sums = [], Path(folder) / SUMS
+    for line in sums.read_text(errors="replace").splitlines() if sums.is_file() else ():
+        expected, _, name = line.partition("  ")
+        path = Path(folder) / Path(name).name
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise DDError(f"{path} is damaged or was changed: {sums} knows it otherwise")
     for name, columns in (("sets", SETS), ("rows", ROWS)):
         path = Path(folder) / f"{name}.csv"
         table = read_table(path)

@@ -21,7 +21,7 @@ from .machine import environment
 from .methods import Part
 from .pool import ModelPool, label
 from .rng import Streams
-from .store import load_tensors, save_tensors, write_atomic
+from .store import clear_temporaries, load_tensors, save_tensors, write_atomic
 from .synset import SyntheticSet, first_line
 
 CHECKPOINT_SECONDS = 10
@@ -55,8 +55,11 @@ class Run:
         self.iteration, self.diverged, self.seconds, self.stopped = 0, 0, 0.0, False
         self.history: list[SyntheticSet] = []
         self.rows: list[dict[str, Any]] = []
+        self._kept: int | None = None  # the iteration that the checkpoint on disk is at
         for part in parts.values():
             part.prepare(config, data, self.rng)
+        if self.store:
+            clear_temporaries(self.store)
         if self.store and resume and (self.store / "checkpoint.safetensors").is_file():
             self._load(self.store / "checkpoint.safetensors")
         elif 0 in config.snapshots:
@@ -70,6 +73,8 @@ class Run:
         """The iterations still to do, numbered from 1; after each `callback`, then `stop`."""
         self._started = self._saved = time.perf_counter()
         self._mark()
+        if self.iteration < self.config.iterations:
+            self._save()  # a folder that cannot be written to is found out now
         while self.iteration < self.config.iterations and not self.stopped:
             self.steps, self.loss = 0, torch.zeros((), device=self.data.device)
             self.finite = torch.ones((), dtype=torch.bool, device=self.data.device)
@@ -121,6 +126,7 @@ class Run:
             "seconds": round(self.seconds, 3),
             "diverged_iterations": self.diverged,
             "pool": self.pool.to_dict(),
+            "data": data.about(),
             **self.outside,
             **self.measures(),
         }
@@ -136,10 +142,14 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or issubclass(kind, KeyboardInterrupt):
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        if kind is None or stopped:
             self._save()
         for part in self.parts.values():
             part.close()
+        if stopped:
+            place = f"saved in {self.store}; call again to go on" if self.store else "nothing saved"
+            raise KeyboardInterrupt(f"stopped at iteration {self.iteration}: {place}") from None
 
     def _snapshot(self) -> None:
         self.history.append(self.current())
@@ -162,13 +172,17 @@ class Run:
             self._marked = tensors, info | {"tensors": sorted(tensors)}
 
     def _save(self) -> None:
-        if self.store:
+        """Log and checkpoint, unless the disk has them; and snapshots that have vanished."""
+        if self.store and (self._kept != self._marked[1]["iteration"] or not self.store.is_dir()):
             tensors, info = self._marked
-            log = pd.DataFrame(self.rows[: info["iteration"]])
-            write_atomic(self.store / "log.csv", log.to_csv(index=False))
-            info |= {"settings": self._settings()}
+            rows = self.rows[: info["iteration"]]
+            write_atomic(self.store / "log.csv", pd.DataFrame(rows).to_csv(index=False))
+            info |= {"settings": self._settings(), "log": rows}
             save_tensors(self.store / "checkpoint.safetensors", tensors, info)
-            self._saved = time.perf_counter()
+            for synset in self.history:
+                if not (path := self.store / snapshot_name(synset.iteration)).is_file():
+                    synset.save(path)
+            self._kept, self._saved = info["iteration"], time.perf_counter()
 
     def _load(self, path: Path) -> None:
         tensors, info = load_tensors(path)
@@ -182,7 +196,9 @@ class Run:
                 part.load({k[len(start) :]: t for k, t in tensors.items() if k.startswith(start)})
             for name in COUNTERS:
                 setattr(self, name, info[name])
-            self.rows = read_log(path.with_name("log.csv"), self.iteration)
+            log = path.with_name("log.csv")  # a copy for people; all there is of older checkpoints
+            self.rows = info["log"] if "log" in info else read_log(log, self.iteration)
+            self._kept = self.iteration
         except (KeyError, RuntimeError, TypeError) as error:
             raise DDError(
                 f"{path} is no checkpoint of this version ({first_line(error)}); "

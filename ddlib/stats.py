@@ -12,13 +12,15 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from .errors import DDError
+from .errors import DDError, check_choice
+from .public import public
 
 UNIT, WITHIN = "seed", "eval_seed"
 LEVEL = 0.95
 FEWEST_NETS = 5  # on one set: an interval of fewer is wider than anything it could show
 
 
+@public
 def interval(rows: pd.DataFrame, value: str = "accuracy", level: float = LEVEL) -> dict:
     """Mean of the sets' means, with a Student's t interval at `level` (0 to 1).
 
@@ -30,6 +32,7 @@ def interval(rows: pd.DataFrame, value: str = "accuracy", level: float = LEVEL) 
     """
     if not len(rows):
         raise DDError("no rows to summarise; needed: at least one")
+    check_columns(rows, UNIT, value)
     nets = [group.to_numpy(float) for _, group in rows.groupby(UNIT)[value]]
     means = np.array([group.mean() for group in nets])
     units = means if len(nets) > 1 else nets[0] if len(nets[0]) >= FEWEST_NETS else np.array([])
@@ -50,9 +53,19 @@ def interval(rows: pd.DataFrame, value: str = "accuracy", level: float = LEVEL) 
     }
 
 
+def check_columns(rows: pd.DataFrame, *names: str) -> None:
+    """Raise `DDError` unless rows have these columns."""
+    for name in names:
+        check_choice("column", name, rows.columns)
+
+
+@public
 def summarise(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """`interval` of every group of `by` columns, in the order of first appearance."""
     by = list(by)
+    check_columns(rows, *by)
+    if not by:
+        raise DDError("by is empty; needed: columns to group by")
     parts = rows.groupby(by, sort=False, dropna=False)
     return pd.DataFrame([dict(zip(by, key, strict=True)) | interval(group) for key, group in parts])
 
@@ -66,6 +79,7 @@ def pair(a: pd.DataFrame, b: pd.DataFrame, on: Sequence[str] = ("net",)) -> pd.D
     """
     keys = list(dict.fromkeys([*on, "net", UNIT, WITHIN]))
     for name, rows in (("first", a), ("second", b)):
+        check_columns(rows, *keys, "accuracy", "diverged")
         if rows.duplicated(keys).any():
             raise DDError(
                 f"the {name} method has several rows for one of {', '.join(keys)}; narrow it"
@@ -76,6 +90,7 @@ def pair(a: pd.DataFrame, b: pd.DataFrame, on: Sequence[str] = ("net",)) -> pd.D
     return both[[*keys, "accuracy", "diverged"]]
 
 
+@public
 def paired_difference(
     a: pd.DataFrame, b: pd.DataFrame, on: Sequence[str] = ("net",)
 ) -> pd.DataFrame:
@@ -132,6 +147,7 @@ def p_below(cell: dict, value: float = 0.0) -> float:
     return float(special.stdtr(cell["df"], distance / cell["se"]))
 
 
+@public
 def interval_text(rows: pd.DataFrame) -> str:
     """Mean and interval of rows as text: "87.0 [85.1, 88.2], n 3×3"; without an interval the mean
     and n.

@@ -1,8 +1,11 @@
-"""Files that are whole or absent: atomic writes, and tensors with their description in one file."""
+"""Files that are whole or absent: atomic writes, and tensors with their description in one file,
+with fingerprints by which damage shows.
+"""
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -15,21 +18,28 @@ from pathlib import Path
 from typing import IO, Any
 
 import safetensors
+import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from .errors import DDError
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository
+# What reading a file that is not what it should be may raise
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OSError, MemoryError)
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> Path:
     """Write `content` to `path` through a temporary file in the same folder and a rename.
 
-    A reader sees the old file or the new one, never a part, whoever else writes. Raises `DDError`
-    when the disk is full or read-only; the old file is then untouched, the temporary one gone.
+    A reader sees the old file or the new one, never a part, whoever else writes; a link stays one.
+    Raises `DDError` when the disk is full or read-only; the old file is then untouched, the
+    temporary one gone.
     """
-    path = Path(path)
+    try:
+        path = Path(os.path.realpath(path))
+    except ValueError as error:  # a name with a null character
+        raise DDError(f"cannot write {path!r}: {error}") from error
     writer = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     temporary = path.with_name(f".{path.name}.{writer}.tmp")
     try:
@@ -52,10 +62,25 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], info: Any) -> Path:
     """Save named tensors and the JSON-able `info` as one safetensors file, atomically.
 
-    The JSON travels in the file's own header: tensors and description can never come apart.
+    The JSON travels in the file's own header: tensors and description can never come apart. So do
+    fingerprints of all of them.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return write_atomic(path, to_bytes(plain, metadata={"ddlib": json.dumps(info)}))
+    text, prints = json.dumps(info), {name: print_of(tensor) for name, tensor in plain.items()}
+    prints = {"": digest(text)} | prints
+    return write_atomic(path, to_bytes(plain, {"ddlib": text, "sha256": json.dumps(prints)}))
+
+
+def digest(content: str | bytes) -> str:
+    """A short hash of a file's content, by which damage shows."""
+    content = content.encode() if isinstance(content, str) else content
+    return hashlib.sha256(content).hexdigest()[:20]
+
+
+def print_of(tensor: Tensor) -> str:
+    """`digest` of a tensor on the CPU: its type, shape and numbers."""
+    numbers = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return digest(f"{tensor.dtype} {list(tensor.shape)} ".encode() + numbers)
 
 
 def load_tensors(
@@ -63,22 +88,46 @@ def load_tensors(
 ) -> tuple[dict[str, Tensor], Any]:
     """Read what `save_tensors` wrote, all tensors or those of these names: `(tensors, info)`.
 
-    Raises `DDError` for a missing, damaged or foreign file.
+    Raises `DDError` for a missing or foreign file, and for one that does not hold what was written
+    (files of before 2026-11-22 have no fingerprints, and only damage to their form shows).
     """
     path = Path(path)
     if not path.is_file():
         raise DDError(f"no file {path}")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            info = json.loads((file.metadata() or {})["ddlib"])
-            return {name: file.get_tensor(name) for name in names or list(file.keys())}, info
+            header = file.metadata() or {}
+            info, prints = json.loads(header["ddlib"]), json.loads(header.get("sha256", "{}"))
+            wanted = [*(names or sorted({*file.keys(), *prints} - {""}))]
+            tensors = {name: file.get_tensor(name) for name in wanted}
+        found = {"": digest(header["ddlib"])} | {k: print_of(t) for k, t in tensors.items()}
+        if prints and any(prints.get(name) != found[name] for name in found):
+            raise ValueError("it does not hold what was written; delete it or get it anew")
+        return tensors, info
     except KeyError as error:
         raise DDError(
             f"{path} is a safetensors file, but not one of ddlib's (no 'ddlib' entry in its header)"
         ) from error
-    except (safetensors.SafetensorError, struct.error, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (safetensors.SafetensorError, struct.error, *UNREADABLE) as error:
+        reason = (str(error) or "no memory").splitlines()[0]
         raise DDError(f"{path} is damaged or no safetensors file ({reason})") from error
+
+
+def check_size(what: object, numbers: int) -> None:
+    """Raise `DDError` for more numbers than a computer of this memory works with: 2**31, and no
+    more than a sixteenth of its bytes (a number takes 4, and there are copies).
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if numbers > (allowed := min(2**31, memory // 16)):
+        raise DDError(f"{what} holds {numbers:.3g} numbers; allowed here: up to {allowed:.3g}")
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder more than an hour ago."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
 
 
 def dumps(info: Any) -> str:

@@ -1,9 +1,13 @@
 """The synthetic set: what distillation makes, evaluation trains on, and others can load."""
 
 import base64
+import contextlib
 import hashlib
 import io
+import json
 import pickle
+import re
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +21,18 @@ from torch import Tensor
 
 from .datasets import DATASETS
 from .errors import DDError, check_choice
-from .store import dumps, load_tensors, save_tensors, write_atomic
+from .machine import pick_device
+from .public import public
+from .store import UNREADABLE, check_size, dumps, load_tensors, save_tensors, write_atomic
 
 FORMAT = 1
 INFO = ("dataset", "iteration", "mean", "std", "classes", "config", "provenance")
 SHOWN = 10  # classes, and images of each, of a notebook's picture
 THUMBNAIL = 32  # pixels
+LARGEST = 1000.0  # a pixel of a foreign file, in normalised pixel space
 
 
+@public
 @dataclass
 class SyntheticSet(torch.utils.data.Dataset):
     """A few images per class and all that is needed to use them correctly.
@@ -53,9 +61,16 @@ class SyntheticSet(torch.utils.data.Dataset):
         if self.images.ndim != 4 or len(self.images) != len(self.labels) or not len(self.labels):
             shapes = f"images {list(self.images.shape)} and labels {list(self.labels.shape)}"
             raise DDError(f"{shapes}; needed: [N, C, H, W] and [N], N > 0")
+        kinds = f"images are {self.images.dtype} and labels {self.labels.dtype}"
+        if not self.images.is_floating_point() or self.labels.dtype != torch.int64:
+            raise DDError(f"{kinds}; needed: floats and int64")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.classes):
+            raise DDError(f"labels are {low} to {high}; allowed: 0 to {len(self.classes) - 1}")
         channels, means = self.images.shape[1], len(self.mean or ())
-        if self.mean is not None and means != channels:
-            raise DDError(f"images have {channels} channels, their mean {means}; they must agree")
+        if self.mean is not None and not means == len(self.std or ()) == channels:
+            numbers = f"their mean {means}, their std {len(self.std or ())}"
+            raise DDError(f"images have {channels} channels, {numbers}; they must agree")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -113,53 +128,85 @@ class SyntheticSet(torch.utils.data.Dataset):
         save_image(small, file, "png", nrow=columns if columns > 1 else SHOWN, pad_value=1)
         return file.getvalue()
 
+    @public
     def save(self, path: str | Path) -> Path:
         """Write `path` (.safetensors: tensors, with everything else as JSON in its header) and a
         readable copy of that JSON beside it (.json), each atomically. `load` needs only the first.
         """
         path = with_ending(path)
-        info = {"format": FORMAT} | {name: getattr(self, name) for name in INFO}
+        info = {"id": self.id, "format": FORMAT} | {name: getattr(self, name) for name in INFO}
         save_tensors(path, {"images": self.images, "labels": self.labels}, info)
-        write_atomic(path.with_suffix(".json"), dumps({"id": self.id, **info}))
+        write_atomic(path.with_suffix(".json"), dumps(info))
         return path
 
     @classmethod
+    @public
     def load(cls, path: str | Path) -> "SyntheticSet":
         """Read what `save` wrote. Raises `DDError` for a missing, damaged or foreign file."""
-        tensors, info = load_tensors(with_ending(path))
+        path = with_ending(path)
+        tensors, info = load_tensors(path)
         try:
             if info["format"] != FORMAT:
                 raise DDError(f"{path} has format {info['format']}; this ddlib reads {FORMAT}")
             about = {name: info[name] for name in INFO} | {"classes": tuple(info["classes"])}
             about |= {k: None if about[k] is None else tuple(about[k]) for k in ("mean", "std")}
-            return cls(tensors["images"], tensors["labels"], **about)
+            synset = cls(tensors["images"], tensors["labels"], **about)
         except (KeyError, TypeError) as error:
             raise DDError(f"{path} is no synthetic set (its header lacks {error})") from error
+        known = info.get("id") or id_beside(path)
+        if known not in (None, synset.id):
+            raise DDError(f"{path} is damaged: its images and labels are not those of id {known}")
+        return synset
 
+    @public
     def to(self, device: torch.device | str) -> "SyntheticSet":
         """The same set on another device."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        place = pick_device(str(device))
+        return replace(self, images=self.images.to(place), labels=self.labels.to(place))
 
+    @public
     def export_pngs(self, folder: str | Path) -> list[Path]:
-        """Write one PNG per image, `<class>_<k>.png`; returns the paths."""
+        """Write one PNG per image, `<class>_<k>.png`; returns the paths.
+
+        Of a class's name letters, digits, spaces and `._-` are kept; if two are the same then, all
+        have their label behind them.
+        """
         from torchvision.transforms.functional import to_pil_image
 
-        folder, paths = Path(folder), []
+        if self.images.shape[1] not in (1, 3):
+            raise DDError(f"images have {self.images.shape[1]} channels; PNGs have 1 or 3")
+        paths: list[Path] = []
+        plain = [
+            re.sub(r"[^\w .-]", "-", name).lstrip(".")[:80] or "class" for name in self.classes
+        ]
+        if len({name.lower() for name in plain}) < len(plain):
+            plain = [f"{name}-{label}" for label, name in enumerate(plain)]
         seen: Counter[int] = Counter()
-        folder.mkdir(parents=True, exist_ok=True)
         for image, label in zip(self.images01().cpu(), self.labels.tolist(), strict=True):
-            name = self.classes[label].replace("/", "-")  # as in Fashion-MNIST's T-shirt/top
-            paths.append(folder / f"{name}_{seen[label]:03d}.png")
-            to_pil_image(image).save(paths[-1])
+            to_pil_image(image.float()).save(file := io.BytesIO(), "png")
+            place = Path(folder) / f"{plain[label]}_{seen[label]:03d}.png"
+            paths.append(write_atomic(place, file.getvalue()))
             seen[label] += 1
         return paths
 
 
-def fingerprint(images: Tensor, labels: Tensor) -> str:
-    """sha256 over pixels and labels, hexadecimal."""
-    content = hashlib.sha256(images.cpu().contiguous().numpy().data)
-    content.update(labels.cpu().contiguous().numpy().data)
+def fingerprint(*tensors: Tensor) -> str:
+    """sha256 over the numbers of tensors, such as pixels and labels; hexadecimal."""
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(tensor.cpu().contiguous().numpy().data)
     return content.hexdigest()
+
+
+def id_beside(path: Path) -> str | None:
+    """The id of a set as the JSON beside it knows it, None without one."""
+    beside = path.with_suffix(".json")
+    try:
+        return str(json.loads(beside.read_bytes())["id"]) if beside.is_file() else None
+    except UNREADABLE as error:
+        raise DDError(
+            f"{beside} is damaged ({first_line(error)}); delete it or get it anew"
+        ) from error
 
 
 def rounded(values: Sequence[float] | None) -> tuple[float, ...] | str:
@@ -173,6 +220,7 @@ def with_ending(path: str | Path) -> Path:
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
+@public
 def load_synset(path: str | Path, index: int = -1, dataset: str | None = "cifar10") -> SyntheticSet:
     """Read a synthetic set: ddlib's own .safetensors, or a .pt file as the DC family has them.
 
@@ -187,17 +235,23 @@ def load_synset(path: str | Path, index: int = -1, dataset: str | None = "cifar1
     content = read_pt(path)
     try:
         entries: Any = dict(content)["data"] if isinstance(content, dict) else None
-        images, labels = entries[index]
-        images, labels = torch.as_tensor(images).float(), torch.as_tensor(labels).long()
+        images, given = (torch.as_tensor(part) for part in entries[index])
+        check_size(path, images.numel() + given.numel())
+        images, labels = images.float(), given.long()
         stored = content.get("accs_all_exps", {}).items()
         accuracies = {str(net): [100 * float(a) for a in values] for net, values in stored}
-        if int(labels.min()) < 0:
-            raise ValueError("negative labels")
+        if not (torch.equal(labels, given) and int(labels.min()) >= 0):
+            raise ValueError("labels that are no integers from 0")
+        if int(labels.max()) >= len(labels):
+            raise ValueError("more classes than images")
+        if not images.abs().max() <= LARGEST:  # nor NaN
+            raise ValueError("pixels beyond what is learned")
     except IndexError as error:
         raise DDError(f"{path} has no entry {index}; it holds {len(entries)}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        needed = "{'data': [[images, labels], ...]}"
-        raise DDError(f"{path} is no set of the DC family; needed: {needed}") from error
+        needed = f"{{'data': [[images, labels], ...]}}, finite pixels up to {LARGEST:g}"
+        reason = f"({first_line(error)}); needed: {needed}, labels from 0"
+        raise DDError(f"{path} is no set of the DC family {reason}") from error
     about = *normalisation(dataset, int(labels.max()) + 1), dataset or "unknown"
     provenance = {"source": path.name, "entry": index, "accuracies": accuracies}
     synset = SyntheticSet(images, labels, *about, provenance=provenance)
@@ -212,11 +266,13 @@ def read_pt(path: Path) -> Any:
     # Stored accuracies are numpy scalars; numpy < 2 pickled them under the old module name.
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as file:
+        check_size(path, sum(part.file_size for part in file.infolist()) // 4)
     allowed: list[Any] = [*((scalar, name) for name in names), np.dtype, type(np.dtype(np.float64))]
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, pickle.PickleError) as error:
+    except (RuntimeError, EOFError, LookupError, pickle.PickleError, *UNREADABLE) as error:
         reason = f"damaged, or holds more than tensors and numbers ({first_line(error)})"
         raise DDError(f"{path} is {reason}") from error
 

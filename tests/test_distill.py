@@ -190,6 +190,10 @@ def test_loop_equals_the_slow_version(tmp_path, options, changes):
 # Interruptions ------------------------------------------------------------------------------------
 
 
+class Killed(BaseException):
+    """Like SIGKILL: nothing is saved on the way out."""
+
+
 @contextlib.contextmanager
 def stopped_at(name, call, after=False, error=KeyboardInterrupt, owner=None):
     """Within the block, call number `call` of a method of `owner` raises; by default a run's."""
@@ -247,7 +251,7 @@ def test_interrupted_again_and_again_equals_uninterrupted(tmp_path, data):
 def test_killed_without_warning_goes_on_from_the_last_checkpoint(tmp_path, data, monkeypatch, call):
     whole = run(data, snapshots=(1,))
     monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1)  # save after every iteration
-    with stopped_at("match", call, error=MemoryError):
+    with stopped_at("match", call, error=Killed):
         run(data, tmp_path, snapshots=(1,))
     assert load_tensors(tmp_path / "checkpoint.safetensors")[1]["iteration"] == (call - 1) // 2
     assert_same_run(run(data, tmp_path, snapshots=(1,)), whole)
@@ -257,7 +261,7 @@ def test_killed_between_log_and_checkpoint_goes_on(tmp_path, data, monkeypatch):
     """The log may then be longer than the checkpoint says."""
     whole = run(data)
     monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1)
-    with stopped_at("save_tensors", 3, error=MemoryError):
+    with stopped_at("save_tensors", 4, error=Killed):  # the first is of iteration 0
         run(data, tmp_path)
     assert len(read_log(tmp_path / "log.csv", 0)) == 0
     assert len(pd.read_csv(tmp_path / "log.csv")) == 3
@@ -362,8 +366,12 @@ def cut_last_line(text):
     ],
     ids=["missing", "binary", "ragged", "row lost", "empty"],
 )
-def test_damaged_log_is_refused(tmp_path, data, damage, words):
+def test_damaged_log_of_an_older_checkpoint_is_refused(tmp_path, data, damage, words):
+    """A checkpoint holds its log now, and log.csv is a copy; of older ones it is all there is."""
     interrupted_run(tmp_path, data)
+    tensors, info = load_tensors(tmp_path / "checkpoint.safetensors")
+    del info["log"]
+    save_tensors(tmp_path / "checkpoint.safetensors", tensors, info)
     path = tmp_path / "log.csv"
     if damage is None:
         path.unlink()

@@ -601,8 +601,14 @@ def set_of(data, **changes):
         ({"mean": (0.4,)}, ("mean", "0.4", "0.5")),
         ({"std": (0.2,)}, ("std", "0.2", "0.25")),
         ({"images": torch.zeros(6, 1, 32, 32)}, ("[1, 32, 32]", "[1, 28, 28]")),
-        ({"images": torch.zeros(6, 3, 28, 28), "mean": (0.5,) * 3}, ("[3, 28, 28]", "[1, 28, 28]")),
-        ({"labels": torch.tensor([0, 0, 1, 1, 3, 3])}, ("labels up to 3", "3 classes")),
+        (
+            {"images": torch.zeros(6, 3, 28, 28), "mean": (0.5,) * 3, "std": (0.2,) * 3},
+            ("[3, 28, 28]", "[1, 28, 28]"),
+        ),
+        (
+            {"labels": torch.tensor([0, 0, 1, 1, 3, 3]), "classes": tuple("abcd")},
+            ("labels up to 3", "3 classes"),
+        ),
     ],
     ids=["mean", "std", "side", "channels", "classes"],
 )

@@ -209,7 +209,7 @@ def test_torch_seeded_by_gives_the_global_generator_back():
         ("ConvNet", {"activation": "gelu"}, ("'gelu'", "swish")),
         ("ConvNet", {"pooling": "sum"}, ("'sum'", "average")),
         ("ConvNet", {"width": 6, "norm": "group"}, ("6", "multiple of 4")),
-        ("ConvNet", {"width": 0}, ("0", "at least 1")),
+        ("ConvNet", {"width": 0}, ("0", "1 to 4096")),
         ("ConvNet", {"depth": 6}, ("6", "1 to 5")),
         ("ConvNet", {"depth": 8, "side": 128}, ("8", "1 to 7")),
         ("AlexNet", {"width_factor": 0}, ("0", "width_factor")),

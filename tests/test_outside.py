@@ -130,8 +130,8 @@ def test_a_method_may_be_registered_again():
         ("dm", MeanPixels, {}, ("'dm'", "taken")),
         ("mine", MeanPixels, {"lr_image": 1.0}, ("'lr_image'", "did you mean 'lr_images'", "init")),
         ("mine", MeanPixels, {"lr_images": -1.0}, ("lr_images is -1.0", "at least 0")),
-        ("mine", MeanPixels(), {}, ("MeanPixels object", "subclass of ddlib.Objective")),
-        ("mine", dict, {}, ("dict", "subclass of ddlib.Objective")),
+        ("mine", MeanPixels(), {}, ("MeanPixels object", "subclass of Objective")),
+        ("mine", dict, {}, ("dict", "subclass of Objective")),
     ],
 )
 def test_what_cannot_be_registered_is_refused(name, objective, defaults, words):

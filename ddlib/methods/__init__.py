@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DDError, check_choice
+from ..public import public
 from .distribution import Distribution
 from .gradient import Gradient
 from .images import Images, Pixels
@@ -54,6 +55,7 @@ IMAGES: dict[str, type[Images]] = {"pixels": Pixels, "latents": Latents}
 EXTRAS: dict[str, type[Part]] = {"metadd": MetaDD}
 
 
+@public
 def register_method(name: str, objective: type[Objective], **defaults: Any) -> None:
     """Make `DistillConfig(method=name)` valid; `defaults` are for settings that it leaves open.
 
@@ -66,8 +68,6 @@ def register_method(name: str, objective: type[Objective], **defaults: Any) -> N
 
     if name in PUBLISHED:
         raise DDError(f"method {name!r} is taken; choose another name")
-    if not (isinstance(objective, type) and issubclass(objective, Objective)):
-        raise DDError(f"the objective is {objective!r}; needed: a subclass of ddlib.Objective")
     for setting in defaults:
         check_choice(f"default of method {name!r}", setting, OPEN)
     DistillConfig(**defaults)  # checks their values

@@ -28,7 +28,7 @@ from ..store import ROOT
 from .plan import PARTS, Task, plan, select
 from .profiles import PROFILES, Profile, parse_settings
 from .study import Study
-from .tasks import is_done, run_plan
+from .tasks import check_plan, is_done, run_plan
 
 NOTEBOOKS = ("01_distill", "02_pool_ablation", "03_kd_eval", "04_tables", "05_audit", "06_methods")
 FILTERS = {"ipc": int, "seed": int, "pool": str, "net": str, "protocol": str}
@@ -70,7 +70,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
         add(f"--{name}", type=kind, action="append", default=[], help=f"only this {name}")
     arguments = parser.parse_args(words)
     for name in ("budget", "n", "part", "until", *FILTERS):
-        if getattr(arguments, name) and arguments.command not in ("work", "status"):
+        given = getattr(arguments, name) not in (None, [])
+        if given and arguments.command not in ("work", "status"):
             raise DDError(f"--{name} belongs to the commands work and status")
     for name in ("workers", "scheduler"):
         if getattr(arguments, name) is not None and arguments.command not in ("notebooks", "work"):
@@ -114,8 +115,9 @@ def clients(study: Study, arguments: Namespace) -> AbstractContextManager:
 def work(study: Study, arguments: Namespace) -> int:
     """Do the tasks of the plan until the budget is spent."""
     budget = parse_duration(arguments.budget) if arguments.budget else None
-    study.progress = sys.stderr.isatty()
-    failures = run_plan(study, tasks_of(study, arguments), budget, partial(print, flush=True))
+    study.progress, tasks = sys.stderr.isatty(), tasks_of(study, arguments)
+    check_plan(tasks, study)
+    failures = run_plan(study, tasks, budget, partial(print, flush=True))
     return 1 if failures else 0
 
 
@@ -159,7 +161,12 @@ def run_notebooks(study: Study, arguments: Namespace) -> int:
         raise DDError(
             f"{study.runs} holds an earlier run; --resume goes on, --out writes elsewhere"
         )
+    nets, table5 = study.profile.nets, "table5" in study.profile.parts
+    if table5 and not ("ConvNet" in nets and len(nets) > 1 and study.profile.pools):
+        given = f"nets is {nets}, pools is {study.profile.pools}"
+        raise DDError(f"{given}; the notebooks compare ConvNet with other nets, and pools")
     print(study, flush=True)  # loads the data: a missing data set is found out here
+    check_plan(plan(study.profile), study)
     parameters = {
         "profile": arguments.profile,
         "settings": arguments.settings,

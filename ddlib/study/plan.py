@@ -9,8 +9,9 @@ from itertools import product
 
 from ..centres import CENTRES
 from ..coresets import CORESETS
-from ..errors import check_choice
+from ..errors import check_choice, check_range
 from ..evaluate import TEACHER
+from ..public import RANGES
 from .profiles import Profile
 from .released import ITERATIONS as RELEASED_AT
 from .released import METHOD as RELEASED_SETS
@@ -286,7 +287,8 @@ def plan(profile: Profile, part: str | None = None, n: int | None = None) -> lis
     Seed 0 of both methods comes first, then Table 5's other pools, the released code's variant,
     the other seeds, the main model's probability and the full data, and last the later ipcs.
     """
-    if n:
+    if n is not None:
+        check_range("n", n, 1, RANGES["n_eval"][1])
         profile = replace(profile, n_eval=n, n_audit=min(n, profile.n_audit))
     if part:
         check_choice("part", part, PARTS)
@@ -316,6 +318,8 @@ def select(tasks: Iterable[Task], until: int | None = None, **only: Collection) 
     `DDError` for a value that no task has.
     """
     tasks = list(tasks)
+    if until is not None:
+        check_range("until", until, 0)
     chosen = [task for task in tasks if until is None or task.images.iteration <= until]
     for name, values in only.items():
         known = {value_of(task, name) for task in tasks} - {None}

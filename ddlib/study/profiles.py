@@ -106,6 +106,7 @@ class Profile:
             check_choice("net", net, NETS)
         for name in ("n_eval", "n_audit", "n_sweep", "full_epochs", "feature_epochs"):
             check_range(name, getattr(self, name), 1)
+        check_range("iterations", self.iterations, 1)
         check_range("val_fraction", self.val_fraction, 0, 0.9)
         for value in self.main_probs:
             check_range("main_probs", value, 0, 1)

@@ -17,7 +17,7 @@ from ..coresets import CORESETS, EARLY, coreset
 from ..data import Data, full_real, load_data, random_real
 from ..distill import distill
 from ..errors import DDError
-from ..machine import pick_device
+from ..machine import device_name, pick_device
 from ..results import TRAINING, Results, read_results
 from ..run import snapshot_name, store_name
 from ..store import ROOT, write_atomic
@@ -57,6 +57,7 @@ class Study:
         client: "Client | None" = None,
     ) -> None:
         self.profile, self.device = get_profile(profile, settings), pick_device(device)
+        device_name(self.device)  # asked for now: threads that help later have fewer of their own
         self.out = Path(out or os.environ.get(OUT_VARIABLE) or ROOT).resolve()
         self.data_root = Path(data_root or ROOT / "data").resolve()
         self.progress, self.client = progress, client

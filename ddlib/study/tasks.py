@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from statistics import mean
@@ -18,11 +19,24 @@ import torch
 
 from ..choose import choices
 from ..config import EvalConfig
+from ..data import check_ipc
+from ..distill import settled
 from ..errors import DDError
-from ..evaluate import configured, describe_row, eval_seeds, evaluate, groups, machine_text, splits
+from ..evaluate import (
+    configured,
+    describe_row,
+    eval_seeds,
+    evaluate,
+    groups,
+    machine_text,
+    options_for,
+    splits,
+)
 from ..fast import side_by_side
 from ..losses import find_protocol
 from ..machine import environment, kind
+from ..nets import build_net
+from ..pool import pool_of
 from ..progress import bar
 from ..store import locked
 from .plan import ImageSet, Sweep, Task, Train, needs
@@ -34,6 +48,31 @@ BAR = "{desc}: {percentage:.0f}%|{bar}| {elapsed}<{remaining}"
 EXTENSIONS = 2  # times that a choice at the edge of its grid adds a candidate beyond it
 Stop = Callable[[], bool]
 Failures = list[tuple[Task, Exception]]
+
+
+def check_plan(tasks: Iterable[Task], study: "Study") -> None:
+    """Raise `DDError` for what would be refused only when its turn comes, perhaps in hours."""
+    data, checked = study.data, set()
+    for task in tasks:
+        images, held_out = task.images, isinstance(task, Sweep)
+        if (alike := replace(images, seed=0, iteration=0)) not in checked:
+            checked.add(alike)
+            check_ipc(images.ipc or 1, data)
+            if not images.is_real:
+                pool_of(settled(study.config(images), data, None, None), data.shape)
+        if isinstance(task, Train) and not task.chosen:
+            held_out = "val" in splits(task.split)
+            if (key := (task.net, task.protocol, task.teacher, task.settings)) not in checked:
+                checked.add(key)
+                protocol, _ = find_protocol(task.protocol, task.teacher)
+                config = configured(study.profile.eval_config(), dict(task.settings), protocol)
+                with torch.device("meta"):
+                    build_net(task.net, **options_for(task.net, data, config))
+                if protocol.check:
+                    protocol.check(task.net, data, config)
+        if held_out and not len(data.y_val):
+            given = f"val_fraction is {study.profile.val_fraction}"
+            raise DDError(f"{given}; needed: more, since the plan has: {task}")
 
 
 def run_task(task: Task, study: "Study", stop: Stop | None = None) -> None:
@@ -82,7 +121,8 @@ def rows_of(task: Task, study: "Study") -> list[dict]:
         return []
     protocol, teacher = find_protocol(task.protocol, task.teacher)
     synset, config = study.load(task.images), config_of(task, study)
-    row = describe_row(synset, protocol, task.net, 0, teacher, "test", config)
+    content = study.data.content
+    row = describe_row(synset, protocol, task.net, 0, teacher, "test", config, content)
     seeds = eval_seeds(synset, task.n)
     pairs = ((seed, split) for seed in seeds for split in splits(task.split))
     rows = (study.results.get(row | {"eval_seed": s, "split": split}) for s, split in pairs)
