@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench
 import cluster
 import equality
+import gpu_smoke
 import measures
 import reference
 import render
@@ -206,6 +207,43 @@ def test_the_docs_tell_what_the_committed_results_say():
     assert "\n".join(render.equality_table()) in readme
     rows = pd.read_csv(equality.RESULTS)
     assert set(rows["net"]) == set(NETS) and set(rows["path"]) == set(equality.PATHS)
+
+
+# The smoke test of a GPU ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("failing", "checks"), [("kernels", True), ("speed", False)])
+def test_smoke_goes_on_without_recording_after_a_wrong_stage(monkeypatch, capsys, failing, checks):
+    """Other failures change nothing for the stages behind."""
+    seen = {}
+
+    def run(name, words, out, limit, graphs):
+        seen[name] = graphs
+        return {"state": "failed" if name == failing else "right", "seconds": 1, "says": name}
+
+    monkeypatch.setattr(gpu_smoke, "run", run)
+    assert gpu_smoke.main(["--device", "cpu"]) == 1
+    assert list(seen) == list(gpu_smoke.STAGES)
+    without = {name for name, graphs in seen.items() if graphs == {"DDLIB_GRAPHS": "0"}}
+    later = set(list(seen)[list(seen).index(failing) + 1 :])
+    assert without == (later if checks else set())
+    assert ("without recording" in capsys.readouterr().out) == checks
+
+
+def test_a_stage_says_how_it_ended(monkeypatch, tmp_path):
+    def nothing(device, arguments):
+        raise gpu_smoke.Skipped("no data")
+
+    for name, stage in (
+        ("skipped", nothing),
+        ("failed", lambda *_: {"wrong": ["MLP"], "says": "two comparisons"}),
+        ("right", lambda *_: {"wrong": [], "says": "two comparisons"}),
+        ("done", lambda *_: {"says": "fast"}),
+    ):
+        monkeypatch.setitem(gpu_smoke.STAGES, name, (1, True, stage))
+        words = ["--device", "cpu", "--out", str(tmp_path), "--stage", name]
+        assert gpu_smoke.main(words) == (name == "failed")
+        assert json.loads((tmp_path / f"{name}.json").read_text())["state"] == name
 
 
 # Equality ---------------------------------------------------------------------------------------
