@@ -61,6 +61,7 @@ class Arrays(NamedTuple):
     note: str = ""
 
 
+@public
 @dataclass(frozen=True)
 class Dataset:
     """How a data set is read and normalised.

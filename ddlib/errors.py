@@ -10,6 +10,9 @@ T = TypeVar("T")
 class DDError(ValueError):
     """A mistake that a person can mend. Its message is one line: the value, and what is allowed."""
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(" ".join(str(message).splitlines()))  # of values that are shown in several
+
 
 def check_choice(kind: str, value: T, allowed: Iterable[Any]) -> T:
     """Return `value` if it is one of `allowed`; else raise a `DDError` that lists them."""
