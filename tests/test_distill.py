@@ -587,7 +587,7 @@ def test_pool_of_another_shape_is_refused(data):
 
 
 def test_something_else_than_a_config_is_refused(data):
-    with refused("dict", "DistillConfig"):
+    with refused("config is {", "needed: DistillConfig"):
         distill(SMALL, data)
 
 

@@ -267,3 +267,5 @@ def test_which_nets_class_means_win():
     one = free_sentence(claim_cells(rows[rows["seed"] == 0], SOME), 1)
     assert "below 0): none; distilled" in one and "means: none; 4 nets" in one
     assert one.endswith("4 nets measured, given one set.")
+    none = free_sentence(claim_cells(rows[rows["method"] == "dc"], SOME), 1)
+    assert none == "Class means: not measured yet."

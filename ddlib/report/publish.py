@@ -205,6 +205,8 @@ def free_sentence(cells: pd.DataFrame, ipc: int) -> str:
     """
     own = cells[(cells["claim"] == CLASS_MEANS) & (cells["ipc"] == ipc) & (cells["net"] != "mean")]
     own = own[own["n"] != ""]
+    if own.empty:
+        return "Class means: not measured yet."
     free = own["comparison"].str.partition(" − ")[2]
     lost = (own["outcome"] == LOSS).groupby([own["net"], free]).all().groupby("net").any()
     won = (own["outcome"] == GAIN).groupby(own["net"]).all()

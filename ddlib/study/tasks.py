@@ -58,7 +58,7 @@ def check_plan(tasks: Iterable[Task], study: "Study") -> None:
         if (alike := replace(images, seed=0, iteration=0)) not in checked:
             checked.add(alike)
             check_ipc(images.ipc or 1, data)
-            if not images.is_real:
+            if not images.are_given:
                 pool_of(settled(study.config(images), data, None, None), data.shape)
         if isinstance(task, Train) and not task.chosen:
             held_out = "val" in splits(task.split)
