@@ -7,18 +7,21 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 unexport JUPYTER_PATH
 
-.PHONY: reproduce test attack tables report bench gpu-smoke paper paper-status lint notebooks constraints clean
+.PHONY: reproduce test test-cluster attack tables report bench gpu-smoke paper paper-status lint notebooks constraints clean
 
 reproduce: $(BIN)/.installed  ## all notebooks with PROFILE=quick, cifar10-small, methods-small or paper; goes on where it was stopped
 	$(BIN)/python -m ddlib --profile $(PROFILE) --resume $(ARGS)
 
-test: $(BIN)/.installed  ## all tests: linter, types, pytest, and nbval over the six notebooks in a folder of their own
+test: $(BIN)/.installed  ## all tests: linter, types, pytest, and nbval over the notebooks in a folder of their own
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests
 	out=$$(mktemp -d) && TQDM_DISABLE=1 DDLIB_OUT=$$out $(BIN)/python -m pytest --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/sanitize.cfg -W default notebooks; status=$$?; rm -rf $$out; exit $$status
+
+test-cluster: $(BIN)/.installed  ## workers and schedulers that are killed, real processes: minutes
+	$(BIN)/python -m pytest -m cluster tests/test_cluster.py
 
 notebooks: $(BIN)/.installed  ## execute the notebooks in place with `quick`: their outputs are the baseline of nbval
 	out=$$(mktemp -d) && for notebook in notebooks/0*.ipynb; do \

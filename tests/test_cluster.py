@@ -130,6 +130,7 @@ def take_memory():
 # The same rows.
 
 
+@pytest.mark.cluster
 def test_a_cluster_gives_the_rows_of_the_serial_run(serial, workers, tmp_path):
     study, said = make(tmp_path, workers), []
     tasks = some_tasks(study)
@@ -142,6 +143,7 @@ def test_a_cluster_gives_the_rows_of_the_serial_run(serial, workers, tmp_path):
     assert len(rows) and not study.results.frame()["machine"].str.contains("2 threads").any()
 
 
+@pytest.mark.cluster
 def test_drivers_share_a_store(serial, workers, tmp_path):
     """Two on the same cluster and one without: all finish, and nothing is distilled twice."""
     with Client(workers.scheduler.address, set_as_default=False) as second:
@@ -165,6 +167,7 @@ def test_a_study_travels_as_its_settings_and_each_process_has_one(tmp_path, monk
     assert one.client is None and one.data_root == study.data_root
 
 
+@pytest.mark.cluster
 def test_notebooks_find_their_tasks_done(workers, tmp_path, monkeypatch, capsys):
     tasks, found = [Train(REAL, "MLP", 1), Train(REAL, "LeNet", 1)], []
 
@@ -182,6 +185,7 @@ def test_notebooks_find_their_tasks_done(workers, tmp_path, monkeypatch, capsys)
 # Faults.
 
 
+@pytest.mark.cluster
 def test_killed_in_a_distillation_another_worker_goes_on(serial, workers, tmp_path):
     workers.run(checkpoint_always)
     study = make(tmp_path, workers)
@@ -196,6 +200,7 @@ def test_killed_in_a_distillation_another_worker_goes_on(serial, workers, tmp_pa
     assert_same(study, serial, 3)
 
 
+@pytest.mark.cluster
 def test_killed_in_an_evaluation_another_worker_does_it(serial, workers, tmp_path):
     study = make(tmp_path, workers)
     with ThreadPoolExecutor(1) as pool:
@@ -223,6 +228,7 @@ def kill_worker(client, word):
     os.kill(wait_for(find)[0], signal.SIGKILL)
 
 
+@pytest.mark.cluster
 def test_a_task_that_raises_is_named_and_the_others_finish(serial, workers, tmp_path):
     workers.run(break_some)
     study, said = make(tmp_path, workers), []
@@ -243,6 +249,7 @@ def test_a_task_that_raises_is_named_and_the_others_finish(serial, workers, tmp_
     assert_same(study, serial)
 
 
+@pytest.mark.cluster
 def test_a_budget_is_kept_and_the_next_call_goes_on(serial, workers, tmp_path):
     study, said = make(tmp_path, workers), []
     task = some_tasks(study)[0]
@@ -255,6 +262,7 @@ def test_a_budget_is_kept_and_the_next_call_goes_on(serial, workers, tmp_path):
     assert_same(study, serial, 2)
 
 
+@pytest.mark.cluster
 def test_a_worker_keeps_its_memory_limit(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cluster, "MEMORY_LIMIT", 2 * 2**30)
     with (
@@ -270,6 +278,7 @@ def test_a_worker_keeps_its_memory_limit(tmp_path, monkeypatch, capsys):
         assert run_plan(study, tasks[1:], say=None) == []  # the worker was started anew
 
 
+@pytest.mark.cluster
 def test_workers_that_write_elsewhere_are_found_out(workers, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "PATIENCE", 0)
     study = make(tmp_path / "here", workers)
@@ -287,6 +296,7 @@ def is_left(group):
     return True
 
 
+@pytest.mark.cluster
 def test_ctrl_c_loses_nothing(serial, tmp_path):
     """All processes get the signal, as from a terminal."""
     words = ["work", "--store", str(tmp_path), "--pool", "main", "--workers", "1", *WORDS]
@@ -304,6 +314,7 @@ def test_ctrl_c_loses_nothing(serial, tmp_path):
     assert_same(study, serial, 2)
 
 
+@pytest.mark.cluster
 def test_the_commands_of_the_docs_a_late_worker_and_a_scheduler_that_dies(serial, tmp_path):
     """The scheduler is killed in mid-distillation; all is started again."""
     page = (ROOT / "docs" / "cluster.md").read_text()
