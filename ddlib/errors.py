@@ -31,3 +31,8 @@ def check_range(name: str, value: T, low: float, high: float = float("inf")) -> 
         return value
     allowed = f"at least {low}" if high == float("inf") else f"{low} to {high}"
     raise DDError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

@@ -23,9 +23,8 @@ from typing import Any, TypeVar
 import torch
 
 from .augment import Draws
-from .errors import DDError
+from .errors import DDError, first_line
 from .machine import kind
-from .synset import first_line
 
 T = TypeVar("T")
 LANES = 10

@@ -18,9 +18,8 @@ from .errors import DDError, check_range
 from .nets import embedding
 from .public import public
 from .run import Run
-from .synset import SyntheticSet
+from .synset import SHOWN, SyntheticSet
 
-SHOWN = 10  # classes, and images of each
 AT_ONCE = 1000  # real images compared at once
 SCRIPT = """
 (function () {

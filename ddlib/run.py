@@ -16,13 +16,13 @@ from torch import Tensor
 
 from .config import DistillConfig, to_dict
 from .data import Data
-from .errors import DDError
+from .errors import DDError, first_line
 from .machine import environment
 from .methods import Part
 from .pool import ModelPool, label
 from .rng import Streams
 from .store import clear_temporaries, load_tensors, save_tensors, write_atomic
-from .synset import SyntheticSet, first_line
+from .synset import SyntheticSet
 
 CHECKPOINT_SECONDS = 10
 COUNTERS = ("iteration", "diverged", "seconds", "stopped")

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .datasets import DATASETS
-from .errors import DDError, check_choice
+from .errors import DDError, check_choice, first_line
 from .machine import pick_device
 from .public import public
 from .store import UNREADABLE, check_size, dumps, load_tensors, save_tensors, write_atomic
@@ -288,8 +288,3 @@ def normalisation(dataset: str | None, classes: int) -> tuple[Any, Any, tuple[st
     if classes > len(names):
         raise DDError(f"the set has {classes} classes; {dataset} has {len(names)}")
     return about.mean, about.std, names
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

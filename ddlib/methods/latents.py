@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..errors import DDError, check_range
+from ..errors import DDError, check_range, first_line
 from ..rng import Streams, stream
-from ..synset import first_line
 from .images import Images, as_leaf, first_images, sgd
 
 if TYPE_CHECKING:
