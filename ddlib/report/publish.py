@@ -6,16 +6,15 @@ import pandas as pd
 
 from ..choose import choices
 from ..results import read_results
-from ..stats import summarise
+from ..stats import holm, p_above, p_below, summarise
 from ..store import ROOT, write_atomic
 from ..study.profiles import PROFILES, Profile
 from ..study.study import PNG
 from .audit import (
     CLASS_MEANS,
-    GAIN,
-    LOSS,
     RULE,
     SETS,
+    SIDE,
     Scope,
     audit,
     claim_cells,
@@ -201,19 +200,22 @@ def free_table(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
 
 def free_sentence(cells: pd.DataFrame, ipc: int) -> str:
     """On which nets class means beat distilled images, and where distilled images beat both kinds
-    of means: the intervals of `audit.claim_cells`.
+    of means: the cells of `audit.claim_cells`, with Holm's correction for their number.
     """
     own = cells[(cells["claim"] == CLASS_MEANS) & (cells["ipc"] == ipc) & (cells["net"] != "mean")]
     own = own[own["n"] != ""]
     if own.empty:
         return "Class means: not measured yet."
-    free = own["comparison"].str.partition(" − ")[2]
-    lost = (own["outcome"] == LOSS).groupby([own["net"], free]).all().groupby("net").any()
-    won = (own["outcome"] == GAIN).groupby(own["net"]).all()
+    free, found = own["comparison"].str.partition(" − ")[2], own.to_dict("records")
+    loses, gains = (
+        pd.Series(holm([p(cell) for cell in found], SIDE), own.index) for p in (p_below, p_above)
+    )
+    lost = loses.groupby([own["net"], free]).all().groupby("net").any()
+    won = gains.groupby(own["net"]).all()
     ahead, behind = (", ".join(in_order(found[found].index)) or "none" for found in (lost, won))
     measured = f"{len(won)} nets measured" + ", given one set" * bool((own["sets"] == 1).all())
     return (
-        f"Class means that beat both distilled sets (the intervals of both differences below 0): "
+        f"Class means that beat both distilled sets (Holm's correction over all differences): "
         f"{ahead}; distilled sets that beat both kinds of class means: {behind}; {measured}."
     )
 

@@ -7,18 +7,16 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from ..centres import CENTRES
-from ..coresets import CORESETS
 from ..errors import check_choice, check_range
 from ..evaluate import TEACHER
 from ..public import RANGES
+from .given import FREE, GIVEN
 from .profiles import Profile
 from .released import ITERATIONS as RELEASED_AT
 from .released import METHOD as RELEASED_SETS
 
 POOLS = ("main", "main_plus_similar")  # pools of Table 4: the baseline and the model pool
 RELEASED = (("similar_depth", 1), ("warmup", 500))  # what the released code does differently
-FREE = ("random_real", *CENTRES)  # images that cost no distillation and no training
 Pairs = tuple[tuple[str, object], ...]  # settings that differ from the profile's
 
 
@@ -41,7 +39,7 @@ class ImageSet:
     @property
     def are_given(self) -> bool:
         """Whether there is nothing to distil."""
-        return self.method in ("full_data", RELEASED_SETS, *FREE, *CORESETS)
+        return self.method in GIVEN
 
     def __str__(self) -> str:
         text = f"{self.method} {self.pool}".strip() + f", ipc {self.ipc}, seed {self.seed}"

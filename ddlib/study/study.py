@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..centres import CENTRES, centres
 from ..config import DistillConfig
-from ..coresets import CORESETS, EARLY, coreset
-from ..data import Data, full_real, load_data, random_real
+from ..data import Data, load_data
 from ..distill import distill
 from ..errors import DDError
 from ..machine import device_name, pick_device
@@ -22,10 +19,9 @@ from ..results import TRAINING, Results, read_results
 from ..run import snapshot_name, store_name
 from ..store import ROOT, write_atomic
 from ..synset import SyntheticSet, load_synset
+from .given import GIVEN
 from .plan import POOLS, ImageSet, Sweep, Task, plan, select
 from .profiles import get_profile, study_name
-from .released import METHOD as RELEASED_SETS
-from .released import released_set
 from .tasks import Stop, rows_of, run_plan
 
 if TYPE_CHECKING:
@@ -98,20 +94,9 @@ class Study:
 
     def _load(self, images: ImageSet) -> SyntheticSet:
         """A set that is there; `load` remembers the last ones."""
-        if images.method == "random_real":
-            return random_real(self.data, images.ipc, images.seed)
-        if images.method in CENTRES:
-            return centres(self.data, images.ipc, images.seed, images.method)
-        if images.method in CORESETS:
-            p = self.profile
-            settings = {"epochs": p.feature_epochs, "width": p.width, "precision": p.eval_precision}
-            how = {"config": replace(EARLY, **settings), "images": p.feature_images or None}
-            place = images.ipc, images.seed, images.method
-            return coreset(self.data, *place, progress=self.progress, **how)
-        if images.method == RELEASED_SETS:
-            folder = Path(self.data_root) / "released"
-            return released_set(folder, images.pool, images.ipc, images.iteration)
-        return full_real(self.data) if images.are_given else SyntheticSet.load(self.path(images))
+        if images.are_given:
+            return GIVEN[images.method](self, images)
+        return SyntheticSet.load(self.path(images))
 
     def distill(
         self, images: ImageSet, stop: Stop | None = None, progress: bool = True
