@@ -12,7 +12,7 @@ from ddlib.report import figures
 from ddlib.report.audit import Scope, audit
 from ddlib.report.selection import arms
 from ddlib.report.tables import table
-from ddlib.stats import paired_difference
+from ddlib.stats import paired_difference, summarise
 
 mpl.use("Agg")
 BASELINE, POOL = ("main", "CE"), ("main_plus_similar", "CE")
@@ -108,6 +108,23 @@ def test_neighbours_are_drawn_below_the_first_image_of_each_class():
     for c in range(3):
         np.testing.assert_array_equal(drawn[0][c], drawn[1][c])  # a copy is its own neighbour
         assert not np.array_equal(drawn[0][c], drawn[2][c])
+
+
+def test_dots_stand_at_their_means_beside_what_is_printed():
+    values = {BASELINE: lambda net, d, e: 20.0, POOL: lambda net, d, e: 21.0 + d}
+    rows = rows_of(values, ("MLP", "VGG11"), seeds=3)
+    cells = summarise(rows, ["images", "net"])
+    figure = figures.dots(cells, "title", {"VGG11": 25.0, "MLP": np.nan, "LeNet": 1.0}, "printed")
+    (axis,) = figure.axes
+    dots = {line.get_label(): line for line in axis.lines}
+    assert dots["baseline"].get_ydata().tolist() == [20.0, 20.0]
+    assert dots["model pool"].get_ydata().tolist() == [22.0, 22.0]
+    assert [round(x) for x in dots["model pool"].get_xdata()] == [0, 1]
+    printed = [lines for lines in axis.collections if lines.get_label() == "printed"]
+    assert [lines.get_segments()[0][:, 1].tolist() for lines in printed] == [[25.0, 25.0]]
+    assert round(printed[0].get_segments()[0][:, 0].mean()) == 1 and axis.get_ylim()[1] > 25
+    assert set(labels_of(figure)) == {"baseline", "model pool", "printed"}
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["MLP", "VGG11"]
 
 
 def test_without_an_interval_there_is_a_point_and_no_bar():

@@ -20,13 +20,11 @@ from ddlib.store import ROOT
 from ddlib.study import PROFILES
 
 README = (ROOT / "README.md").read_text()
-METHOD = (ROOT / "docs" / "method.md").read_text()
-PAGES = "method", "methods", "extending", "speed"
 STUDIES = ("cifar10-small", "paper")
 
 
 def test_the_docs_hold_what_the_committed_files_give():
-    pages = [README, METHOD, (ROOT / "docs" / "methods.md").read_text()]
+    pages = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
     for name, content in (docs_parts("paper") | methods_parts()).items():
         marked = f"<!-- {name} -->\n{content}<!-- end {name} -->"
         having = [page for page in pages if f"<!-- {name} -->" in page]
@@ -77,7 +75,7 @@ def test_no_committed_row_is_of_the_faulty_path():
     "path",
     [
         "README.md",
-        *(f"docs/{name}.md" for name in ("method", "methods", "extending", "speed", "cluster")),
+        *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
     ],
 )
 def test_every_link_and_picture_exists(path):

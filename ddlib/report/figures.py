@@ -19,12 +19,13 @@ from torch import Tensor
 from ..data import Data
 from ..stats import given_one_set, summarise
 from ..synset import SyntheticSet
-from .tables import WITHOUT_ITERATION, in_order
+from .tables import FREE, WITHOUT_ITERATION, in_order
 
 # Okabe and Ito's colours, safe for colour-blind readers; the paper's images always have the same.
 BLUE, ORANGE, GREEN, GREY, PALE = "#0072b2", "#d55e00", "#009e73", "#7f7f7f", "#f3c9a5"
 CYCLE = ("#cc79a7", "#56b4e9", "#e69f00", GREEN, BLUE, ORANGE, GREY, "#000000")
-COLOURS = {"random real images": GREY, "class means": GREEN, "baseline": BLUE, "model pool": ORANGE}
+COLOURS = {"random real images": GREY, "class means": GREEN, "class means, contrast 1": "#7fd1bb"}
+COLOURS |= {"baseline": BLUE, "model pool": ORANGE}
 HATCHES = ("", "////", "....", "xxxx", "----")  # of arms
 MOST_CLASSES, PANELS = 12, 4  # images in a row; panels in a row
 plt.rc("axes", axisbelow=True, grid=True, titlesize=9, labelsize=9, titlelocation="left")
@@ -240,6 +241,37 @@ def bars(rows: pd.DataFrame, title: str, order: Sequence[str] = ()) -> Figure:
     axis.set_xticks(range(len(nets)), nets)
     axis.set(ylabel="test accuracy (%)", ylim=(0, limits(cells, [0])[1]))
     return finish(figure, title, note(cells))
+
+
+def dots(
+    cells: pd.DataFrame, title: str, levels: Mapping[str, float] | None = None, level: str = ""
+) -> Figure:
+    """Accuracy per net, a dot per images with its interval; `levels`: net -> a line across, called
+    `level`.
+
+    `cells`: of `stats.summarise` by images and net.
+    """
+    nets, names = in_order(cells["net"]), list(dict.fromkeys(cells["images"]))
+    levels, colours = {net: y for net, y in (levels or {}).items() if y == y}, palette(names)
+    figure, (axis,) = panels(1, 7.2, 3.2)
+    for i, name in enumerate(names):
+        own = cells[cells["images"] == name]
+        at = own["net"].map(nets.index) + (i - (len(names) - 1) / 2) * 0.8 / len(names)
+        style = {"color": colours[name], "marker": "s" if name in FREE else "o"}
+        axis.errorbar(at, own["mean"], errors(own), fmt="none", ecolor=colours[name], elinewidth=2)
+        axis.plot(at, own["mean"], ls="none", ms=7, label=name, **style)
+        for x, high in zip(at[own["diverged"] > 0], own["high"][own["diverged"] > 0], strict=True):
+            axis.annotate("✕", (x, high), (0, 2), textcoords="offset points", ha="center", size=8)
+    for net, y in levels.items():
+        if net in nets:
+            ends = nets.index(net) - 0.42, nets.index(net) + 0.42
+            axis.hlines(y, *ends, color="black", lw=1.2, ls=(0, (4, 2)), label=level)
+    for x in range(1, len(nets)):
+        axis.axvline(x - 0.5, color="#e6e6e6", lw=0.8)
+    axis.grid(axis="x", visible=False)
+    axis.set_xticks(range(len(nets)), nets)
+    axis.set(ylabel="test accuracy (%)", ylim=limits(cells, levels.values()))
+    return finish(figure, title, note(cells).replace("✕ diverged", "✕ with diverged nets"))
 
 
 def heat_map(cells: pd.DataFrame, title: str) -> Figure:

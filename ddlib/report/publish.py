@@ -24,7 +24,7 @@ from .audit import (
     error_rates,
     pick,
 )
-from .figures import effects
+from .figures import dots, effects
 from .methods import elf_effects, methods_table, pool_effects, pool_verdicts
 from .published import printed_accuracy
 from .released import released_compatible, released_table
@@ -43,6 +43,7 @@ from .tables import (
 
 TABLES = ROOT / "paper" / "tables"
 RATES = TABLES / "verdict-rates.csv"
+BEST = "model pool + KD"  # of Table 4's methods
 METHODS = "methods-small"  # the profile that compares methods, whose rows are committed
 
 
@@ -177,25 +178,44 @@ def agreement_table(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines).fillna("")
 
 
-def free_table(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
-    """Images that cost nothing beside distilled ones, plain cross-entropy, at the first ipc and
-    iteration; last what Table 4 prints for its best method.
+def free_cells(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
+    """Images that cost nothing, then distilled ones, plain cross-entropy, at the first ipc and
+    iteration: `stats.summarise` by images and net.
     """
     tested, (ipc, at) = arms(rows), (scope.ipcs[0], scope.iterations[0])
     names = {**dict.fromkeys(FREE, 0), **dict.fromkeys(SETS, at)}
+    parts = [pick(tested, images, "CE", ipc, iteration) for images, iteration in names.items()]
+    cells = summarise(pd.concat(parts), ["images", "net"])
+    return cells[cells["net"].isin(scope.nets)].sort_values(
+        "images", key=lambda images: images.map([*names].index), kind="stable", ignore_index=True
+    )
+
+
+def printed_best(scope: Scope) -> dict[str, float]:
+    """Net -> what Table 4 prints for its best method, at the first ipc and iteration."""
+    place = scope.ipcs[0], scope.iterations[0], BEST
+    return {net: printed_accuracy(read_published(4), *place, net) for net in scope.nets}
+
+
+def free_table(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
+    """`free_cells` as a table, a column per net; last what Table 4 prints for its best method."""
     lines = []
-    for images, iteration in names.items():
-        own = pick(tested, images, "CE", ipc, iteration)
-        if len(own):
-            cells = {cell["net"]: cell for cell in summarise(own, ["net"]).to_dict("records")}
-            usual = pd.Series([cell["n"] for cell in cells.values()]).mode().iloc[0]
-            texts = {net: cell_text(cells.get(net), usual) for net in scope.nets}
-            lines.append({"images": images, "n": usual} | texts)
-    best = "model pool + KD"
-    printed = [printed_accuracy(read_published(4), ipc, at, best, net) for net in scope.nets]
-    texts = ["" if pd.isna(value) else f"{value:.1f}" for value in printed]
-    last = {"images": f"printed: {best}", "n": "1×10"}
-    return pd.DataFrame([*lines, last | dict(zip(scope.nets, texts, strict=True))])
+    for images, own in free_cells(rows, scope).groupby("images", sort=False):
+        cells = {cell["net"]: cell for cell in own.to_dict("records")}
+        usual = own["n"].mode().iloc[0]
+        texts = {net: cell_text(cells.get(net), usual) for net in scope.nets}
+        lines.append({"images": images, "n": usual} | texts)
+    printed = printed_best(scope).items()
+    texts = {net: "" if pd.isna(value) else f"{value:.1f}" for net, value in printed}
+    return pd.DataFrame([*lines, {"images": f"printed: {BEST}", "n": "1×10"} | texts])
+
+
+def publish_headline(profile: str = "paper") -> None:
+    """Draw `free_cells` of a profile's committed rows to figures."""
+    rows, scope = read_results(ROOT / "paper" / "results" / profile), scope_of(PROFILES[profile])
+    title = f"CIFAR-10, {scope.ipcs[0]} image per class: free images (squares) and distilled ones"
+    figure = dots(free_cells(rows, scope), title, printed_best(scope), f"printed: {BEST}")
+    figure.savefig(ROOT / "figures" / profile / "headline.png", **PNG)
 
 
 def free_sentence(cells: pd.DataFrame, ipc: int) -> str:
