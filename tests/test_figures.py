@@ -80,6 +80,8 @@ def test_bars_are_means_of_images_and_arms_and_diverged_nets_are_counted():
     assert "n = 2×2 (sets × nets); whiskers: 95% interval; ✕ diverged" in title_of(figure)
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert ticks == ["ConvNet", "VGG11", "MyNet"]  # the paper's order, then others
+    figure = figures.bars(rows_of({BASELINE: lambda net, d, e: 50.0 + 40 * d}), "title")
+    assert figure.axes[0].get_ylim()[1] == 100 and title_of(figure).endswith("cut at the frame")
 
 
 def test_curves_go_through_the_means_and_two_points_are_none():

@@ -239,8 +239,9 @@ def bars(rows: pd.DataFrame, title: str, order: Sequence[str] = ()) -> Figure:
     if rows["dataset"].iloc[0] in ("cifar10", "digits"):
         axis.axhline(10, color="#444444", lw=0.8, ls=":", label="chance")
     axis.set_xticks(range(len(nets)), nets)
-    axis.set(ylabel="test accuracy (%)", ylim=(0, limits(cells, [0])[1]))
-    return finish(figure, title, note(cells))
+    axis.set(ylabel="test accuracy (%)", ylim=(0, top := min(limits(cells, [0])[1], 100)))
+    cut = "; cut at the frame" * bool((cells["high"] > top).any())
+    return finish(figure, title, note(cells) + cut)
 
 
 def dots(
