@@ -23,6 +23,7 @@ from .distill import distill
 from .elf import feature_net
 from .errors import DDError
 from .evaluate import evaluate
+from .influence import influence
 from .look import Watch, look, nearest
 from .losses import Protocol
 from .methods import METHODS, Images, Objective, Pixels, register_method
@@ -63,6 +64,7 @@ __all__ = [
     "evaluate",
     "feature_net",
     "full_real",
+    "influence",
     "interval",
     "interval_text",
     "load_data",

@@ -300,6 +300,30 @@ def heat_map(cells: pd.DataFrame, title: str) -> Figure:
     return finish(figure, title, f"{what}\n{n_text(cells)} (sets × nets)")
 
 
+def influence_maps(costs: pd.DataFrame, classes: Sequence[str], title: str) -> Figure:
+    """What leaving each image out costs (`influence.influence`): a panel per net, a row per class,
+    a column per image of it.
+    """
+    nets, most = in_order(costs["net"]), max(costs["cost"].abs().max(), 1.0)
+    labels = sorted(costs["label"].unique())
+    columns = costs.groupby(["net", "label"]).size().max()
+    figure, axes = panels(len(nets), 0.36 * columns + 1.6, 0.3 * len(labels) + 0.6)
+    for axis, net in zip(axes, nets, strict=True):
+        own = costs[costs["net"] == net].sort_values("image")
+        grid = np.full((len(labels), columns), np.nan)
+        for y, label in enumerate(labels):
+            values = own.loc[own["label"] == label, "cost"]
+            grid[y, : len(values)] = values
+        drawn = axis.imshow(grid, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+        axis.set_yticks(range(len(labels)), [classes[label] for label in labels])
+        axis.set(xticks=range(columns), xlabel="image of the class", title=net)
+        axis.set_xticklabels(range(1, columns + 1))
+        axis.grid(False)
+    figure.colorbar(drawn, ax=list(axes), label="cost (points)", shrink=0.8)
+    n = ", ".join(map(str, sorted(costs["n"].unique())))
+    return finish(figure, title, f"blue: nets do worse without it; n = {n} pairs of nets each")
+
+
 def effects(lines: pd.DataFrame, title: str) -> Figure | None:
     """Differences by net, a panel per comparison and ipc; right of 0 its first part is better.
 
