@@ -7,26 +7,32 @@ Minutes; one thread each. Writes benchmarks/cluster.json and the table of docs/c
 """
 
 import argparse
+import heapq
+import json
 import os
 import re
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, as Dask's workers have it
 
 from distributed import as_completed
 
 from ddlib.machine import environment
+from ddlib.methods.gradient import Gradient
+from ddlib.results import read_results
 from ddlib.store import ROOT, dumps, write_atomic
 from ddlib.study import Study, get_profile
 from ddlib.study.cluster import connect, on_cluster
-from ddlib.study.plan import plan
-from ddlib.study.profiles import parse_settings
+from ddlib.study.plan import ImageSet, Sweep, needs, plan
+from ddlib.study.profiles import ALL_OF_DC, parse_settings
 from ddlib.study.tasks import run_plan
 
 RESULTS = ROOT / "benchmarks" / "cluster.json"
 PAGE = ROOT / "docs" / "cluster.md"
+BENCHMARK = ROOT / "benchmarks" / "results" / "amd-epyc-2-threads.json"
 
 
 def measure(workers, settings, folder):
@@ -69,6 +75,64 @@ def empty(number, workers):
         return (time.perf_counter() - started) / number
 
 
+def costs():
+    """(net, ipc) or ipc -> seconds of a net's training, or of an iteration of DC, in bfloat16.
+
+    On this project's 2 cores: iterations from the committed benchmarks, nets at ipc 1 from the
+    committed rows; at a larger ipc in proportion to the images.
+    """
+    rows, ipcs = read_results(ROOT / "paper" / "results" / "paper"), (1, 10, 50)
+    nets = rows.groupby("net")["seconds"].median()
+    found = {(net, ipc): seconds * ipc for net, seconds in nets.items() for ipc in ipcs}
+    records = [r for r in json.loads(BENCHMARK.read_text())["records"] if "side" in r]
+    of = {r["case"]: median(r["seconds"]) for r in records if r["side"] == "bfloat16"}
+    for ipc in ipcs:
+        outer, inner = Gradient.loops(ipc)
+        found[ipc] = outer * of[f"step-ipc{ipc}"]
+        found[ipc] += (outer - 1) * inner * of.get(f"epoch-ipc{ipc}", 0)
+    return found
+
+
+def seconds_of(task, before, seconds):
+    """What a task takes by `costs`; a distillation goes on from the last one before it."""
+    images = task.images
+    if isinstance(task, ImageSet):
+        start = max([0, *(need.iteration for need in before)])
+        return (images.iteration - start) * seconds[images.ipc]
+    nets = task.n * (len(task.values) if isinstance(task, Sweep) else 1)
+    return nets * seconds[task.net, images.ipc]
+
+
+def on_paper(workers, overhead):
+    """The paper-scale plan of DC on so many workers; the first task that can begin comes first.
+
+    `overhead`: seconds of a task beside itself. Returns the number of tasks, the hours of work in
+    all, until the last task ends, and of the longest chain of tasks that wait for each other.
+    """
+    profile, seconds = get_profile("paper", {"parts": ALL_OF_DC}), costs()
+    tasks = [one for one in plan(profile) if one.images.method != "full_data"]
+    rank, takes, chains, after, open_needs = {t: i for i, t in enumerate(tasks)}, {}, {}, {}, {}
+    for task in tasks:
+        before = [need for need in needs(task, profile) if need in rank]
+        takes[task] = seconds_of(task, before, seconds) + overhead
+        chains[task] = takes[task] + max([0.0, *(chains[need] for need in before)])
+        open_needs[task] = len(before)
+        for need in before:
+            after.setdefault(need, []).append(task)
+    ready, running, now = [rank[t] for t in tasks if not open_needs[t]], [], 0.0
+    while ready or running:
+        while ready and len(running) < workers:
+            task = tasks[heapq.heappop(ready)]
+            heapq.heappush(running, (now + takes[task], rank[task]))
+        now, i = heapq.heappop(running)
+        for task in after.get(tasks[i], []):
+            open_needs[task] -= 1
+            if not open_needs[task]:
+                heapq.heappush(ready, rank[task])
+    hours = {"work": sum(takes.values()), "end": now, "chain": max(chains.values())}
+    return {"tasks": len(tasks)} | {name: value / 3600 for name, value in hours.items()}
+
+
 def table(run):
     """What the page shows of a run."""
     lines = ["| workers | wall time | of the serial run | beside the task itself |"]
@@ -85,6 +149,18 @@ def table(run):
     most = max(one.get("overhead_ms", 0) for one in run["quick"].values())
     seconds = f"{most * run['paper'] / 1000:.0f} s"
     lines[-1] += f" The {run['paper']} tasks of `paper` cost {seconds} in all beside themselves."
+    one, eight = run["on paper"]
+    idle = 1 - one["end"] / (8 * eight["end"])
+    lines += [
+        "",
+        f"On paper, the {one['tasks']} tasks of DC with `paper`'s settings, ipc 1, 10 and 50",
+    ]
+    lines[-1] += f": {one['end']:,.0f} hours in series at the measured seconds of 2 cores,"
+    lines[-1] += (
+        f" {eight['end']:,.0f} on 8 such workers, {100 * idle:.0f}% of them idle; the longest"
+    )
+    lines[-1] += f" chain takes {eight['chain']:,.0f}. What a GPU takes has not been measured; how"
+    lines[-1] += " evenly the work spreads over 8 of them depends on the shares alone."
     return "\n".join(lines) + "\n"
 
 
@@ -113,6 +189,8 @@ def main():
             print(workers, run["quick"][str(workers)], flush=True)
     seconds = empty(arguments.empty, 2)
     run["empty"] = {"number": arguments.empty, "workers": 2, "ms": 1000 * seconds}
+    most = max(one.get("overhead_ms", 0) for one in run["quick"].values()) / 1000
+    run["on paper"] = [on_paper(number, most) for number in (1, 8)]
     write_atomic(arguments.out, dumps(run))
     if Path(arguments.out) == RESULTS:
         publish(run)

@@ -294,6 +294,10 @@ CLUSTER = {
         "2": {"seconds": 60.0, "failures": 0, "overhead_ms": 12.5},
     },
     "empty": {"number": 1000, "workers": 2, "ms": 0.75},
+    "on paper": [
+        {"tasks": 300, "work": 1000.0, "end": 1000.0, "chain": 50.0},
+        {"tasks": 300, "work": 1000.0, "end": 156.25, "chain": 50.0},
+    ],
 }
 
 
@@ -305,6 +309,15 @@ def test_the_page_on_clusters_has_what_was_measured(tmp_path):
     assert text.startswith("a\n") and text.endswith("b\n") and "old" not in text
     assert "| 2 | 60 s | 0.60 | 12.5 ms |" in text and "1000 empty tasks: 0.75 ms each" in text
     assert "4000 tasks of `paper` cost 50 s" in text
+    assert "1,000 hours in series" in text and "156 on 8 such workers, 20% of them idle" in text
     measured = cluster.RESULTS.is_file()
     own = cluster.table(json.loads(cluster.RESULTS.read_text())) if measured else ""
     assert f"<!-- costs -->\n{own}<!-- end costs -->" in cluster.PAGE.read_text()
+
+
+def test_a_plan_on_paper_keeps_the_order_that_tasks_need():
+    one, eight, many = (cluster.on_paper(number, 0.0) for number in (1, 8, 10_000))
+    assert one["end"] == pytest.approx(one["work"]) and one["work"] == eight["work"]
+    assert many["end"] == pytest.approx(many["chain"])
+    assert max(eight["chain"], eight["work"] / 8) <= eight["end"] < one["end"]
+    assert cluster.on_paper(1, 3.6)["end"] - one["end"] == pytest.approx(one["tasks"] / 1000)
