@@ -28,6 +28,7 @@ from .figures import dots, effects
 from .methods import elf_effects, methods_table, pool_effects, pool_verdicts
 from .published import printed_accuracy
 from .released import released_compatible, released_table
+from .schedules import compare_schedules
 from .selection import arms, comparable, images_name
 from .tables import (
     FREE,
@@ -44,6 +45,7 @@ from .tables import (
 TABLES = ROOT / "paper" / "tables"
 RATES = TABLES / "verdict-rates.csv"
 BEST = "model pool + KD"  # of Table 4's methods
+SHORT = "paper-fast"  # the profile with a shorter schedule
 METHODS = "methods-small"  # the profile that compares methods, whose rows are committed
 
 
@@ -94,15 +96,16 @@ def update_docs(profile: str = "paper") -> None:
 
 def docs_parts(profile: str) -> dict[str, str]:
     """Marker -> Markdown, from the committed rows of a profile and the simulated error rates."""
-    rows, scope = read_results(ROOT / "paper" / "results" / profile), scope_of(PROFILES[profile])
+    rows, scope = committed_rows(profile), scope_of(PROFILES[profile])
     rates = pd.read_csv(RATES).round(2)
     return {
-        "claims": to_markdown(claims_by_ipc(claims(claim_cells(rows, scope)))),
+        "claims": to_markdown(claims_table(profile)),
         "agreement": to_markdown(agreement_table(compatible(rows, scope))),
         "free baselines": to_markdown(free_table(rows, scope)),
         "class means": free_sentence(claim_cells(rows, scope), scope.ipcs[0]) + "\n",
         "released agreement": to_markdown(agreement_table(released_compatible(rows, scope))),
         "released sets": to_markdown(released_table(rows)),
+        "schedules": to_markdown(schedule_table(profile)),
         "half a cross-entropy": half_ce_sentences(rows, scope),
         "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
         "error rates": to_markdown(rates),
@@ -131,7 +134,7 @@ def methods_parts(profile: str = METHODS) -> dict[str, str]:
 
 def methods_tables(profile: str = METHODS) -> dict[str, pd.DataFrame]:
     """Table name -> the table, from the committed rows of a profile that compares methods."""
-    rows, nets = read_results(ROOT / "paper" / "results" / profile), PROFILES[profile].elf_nets
+    rows, nets = committed_rows(profile), PROFILES[profile].elf_nets
     gains = pool_effects(rows)
     tables = {"methods": methods_table(rows), "methods-verdicts": pool_verdicts(gains)}
     return tables | {"methods-pool": gains, "elf": elf_effects(rows, nets)}
@@ -153,13 +156,55 @@ def publish_methods(profile: str = METHODS) -> None:
             figure.savefig(folder / f"{name}.png", **PNG)
 
 
-def claims_by_ipc(found: pd.DataFrame) -> pd.DataFrame:
+def claims_table(profile: str) -> pd.DataFrame:
+    """A line per claim: its verdicts under a profile, a column per ipc, and beside them those under
+    the short schedule, as far as it has rows.
+    """
+    table = claims_by_ipc(claims_of(profile))
+    if not has_rows(SHORT):
+        return table
+    short = claims_by_ipc(claims_of(SHORT), "short schedule, ipc ")
+    return table.merge(short, on="claim", how="left")
+
+
+def claims_of(profile: str) -> pd.DataFrame:
+    """The verdicts (`audit.claims`) by a profile's committed rows."""
+    return claims(claim_cells(committed_rows(profile), scope_of(PROFILES[profile])))
+
+
+def claims_by_ipc(found: pd.DataFrame, column: str = "ipc ") -> pd.DataFrame:
     """A line per claim, a column per ipc: the verdict with how many of its cells are measured."""
     cells = found["verdict"] + " (" + found["measured"] + ")"
-    columns = {"claim": found["claim"], "ipc": "ipc " + found["ipc"].astype(str), "cell": cells}
+    columns = {"claim": found["claim"], "ipc": column + found["ipc"].astype(str), "cell": cells}
     table = pd.DataFrame(columns).pivot(index="claim", columns="ipc", values="cell")
-    order = ["ipc " + str(ipc) for ipc in found["ipc"].unique()]
+    order = [column + str(ipc) for ipc in found["ipc"].unique()]
     return table.reindex(index=found["claim"].unique(), columns=order).reset_index()
+
+
+def schedule_table(profile: str) -> pd.DataFrame:
+    """What the short schedule's sets give beside a profile's, plain cross-entropy
+    (`schedules.compare_schedules`).
+    """
+    if not has_rows(SHORT):
+        return pd.DataFrame()
+    names = SHORT, profile
+    ends = tuple(PROFILES[name].reported[0] for name in names)
+    rows = [committed_rows(name) for name in names]
+    found = compare_schedules(*rows, PROFILES[SHORT].ipcs[0], ends, PROFILES[SHORT].nets)
+    found["short − paper"] = [effect_text(cell | {"df": 1}) for cell in found.to_dict("records")]
+    found[["short", "paper"]] = found[["short", "paper"]].map("{:.1f}".format)
+    columns = ["images", "net", "short", "n short", "paper", "n paper", "short − paper", "judged"]
+    return found[columns]
+
+
+def committed_rows(profile: str) -> pd.DataFrame:
+    """The committed rows of a profile."""
+    return read_results(ROOT / "paper" / "results" / profile)
+
+
+def has_rows(profile: str) -> bool:
+    """Whether rows of a profile are committed."""
+    return (ROOT / "paper" / "results" / profile / "rows.csv").is_file()
 
 
 def agreement_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -212,7 +257,7 @@ def free_table(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
 
 def publish_headline(profile: str = "paper") -> None:
     """Draw `free_cells` of a profile's committed rows to figures."""
-    rows, scope = read_results(ROOT / "paper" / "results" / profile), scope_of(PROFILES[profile])
+    rows, scope = committed_rows(profile), scope_of(PROFILES[profile])
     title = f"CIFAR-10, {scope.ipcs[0]} image per class: free images (squares) and distilled ones"
     figure = dots(free_cells(rows, scope), title, printed_best(scope), f"printed: {BEST}")
     figure.savefig(ROOT / "figures" / profile / "headline.png", **PNG)

@@ -249,7 +249,27 @@ PAPER = Profile(
     coresets=tuple(CORESETS),
     elf_nets=("VGG11", "ResNet18", "AlexNet"),
 )
-PROFILES = {profile.name: profile for profile in (QUICK, SMALL, METHODS_SMALL, PAPER)}
+PAPER_FAST = replace(
+    PAPER,
+    name="paper-fast",
+    note="the paper's nets and batches at ipc 1, a schedule twenty times shorter: 50 iterations at "
+    "ten times the pixel rate, five sets of each kind",
+    ipcs=(1,),
+    later_ipcs=(),
+    seeds=(0, 1, 2, 3, 4),
+    iterations=50,
+    snapshots=(0, 10, 20, 50),
+    report=(),
+    lr_images=1.0,
+    n_eval=1,
+    n_audit=1,
+    full_nets=(),
+    parts=("table4", "table5", "probability"),
+    methods={},
+    coresets=(),
+    elf_nets=(),
+)
+PROFILES = {profile.name: profile for profile in (QUICK, SMALL, METHODS_SMALL, PAPER, PAPER_FAST)}
 
 
 def get_profile(name: str, settings: Mapping[str, object] | None = None) -> Profile:
