@@ -105,7 +105,7 @@ def docs_parts(profile: str) -> dict[str, str]:
         "class means": free_sentence(claim_cells(rows, scope), scope.ipcs[0]) + "\n",
         "released agreement": to_markdown(agreement_table(released_compatible(rows, scope))),
         "released sets": to_markdown(released_table(rows)),
-        "schedules": to_markdown(schedule_table(profile)),
+        "schedules": schedules_text(profile),
         "half a cross-entropy": half_ce_sentences(rows, scope),
         "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
         "error rates": to_markdown(rates),
@@ -195,6 +195,12 @@ def schedule_table(profile: str) -> pd.DataFrame:
     found[["short", "paper"]] = found[["short", "paper"]].map("{:.1f}".format)
     columns = ["images", "net", "short", "n short", "paper", "n paper", "short − paper", "judged"]
     return found[columns]
+
+
+def schedules_text(profile: str) -> str:
+    """`schedule_table`, or that there is none."""
+    table = schedule_table(profile)
+    return to_markdown(table) if len(table) else "Not measured yet.\n"
 
 
 def committed_rows(profile: str) -> pd.DataFrame:
