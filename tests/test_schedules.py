@@ -5,7 +5,16 @@ import pytest
 from conftest import study_rows
 from scipy import stats
 
-from ddlib.report.schedules import BETTER, EQUAL, OPEN, WORSE, compare_schedules, judged, two_sample
+from ddlib.report.schedules import (
+    BETTER,
+    EQUAL,
+    OPEN,
+    WORSE,
+    compare_schedules,
+    distillation_times,
+    judged,
+    two_sample,
+)
 
 BASELINE, POOL = ("main", "CE"), ("main_plus_similar", "CE")
 
@@ -59,3 +68,15 @@ def test_schedules_are_compared_at_their_own_iterations_net_by_net():
     assert found["n short"].tolist() == ["5×1"] * 2 and found["n paper"].tolist() == ["3×4"] * 2
     assert found["mean"].tolist() == pytest.approx([0.1, -4.9])
     assert compare_schedules(fast, rows, 1, (1000, 1000), ("MLP",)).empty
+
+
+def test_a_set_takes_its_iterations_times_the_median_second():
+    def record(side, seconds, case="step-ipc1"):
+        return {"case": case, "side": side, "seconds": seconds}
+
+    found = [record("reference", [9.0, 10.0, 50.0]), record("bfloat16", [3.0])]
+    found.append(record("bfloat16", [100.0], "step-ipc10"))
+    times = distillation_times({"records": found}, {"paper": 1200, "short": 60})
+    assert times["code"].tolist() == ["public DC code, float32", *["ddlib, bfloat16"] * 2]
+    assert times["schedule"].tolist() == ["paper", "paper", "short"]
+    assert times["minutes a set"].tolist() == [200.0, 60.0, 3.0]

@@ -2,6 +2,8 @@
 markers.
 """
 
+import json
+
 import pandas as pd
 
 from ..choose import choices
@@ -28,7 +30,7 @@ from .figures import dots, effects
 from .methods import elf_effects, methods_table, pool_effects, pool_verdicts
 from .published import printed_accuracy
 from .released import released_compatible, released_table
-from .schedules import compare_schedules
+from .schedules import compare_schedules, distillation_times
 from .selection import arms, comparable, images_name
 from .tables import (
     FREE,
@@ -44,6 +46,7 @@ from .tables import (
 
 TABLES = ROOT / "paper" / "tables"
 RATES = TABLES / "verdict-rates.csv"
+BENCHMARK = ROOT / "benchmarks" / "results" / "amd-epyc-2-threads.json"
 BEST = "model pool + KD"  # of Table 4's methods
 SHORT = "paper-fast"  # the profile with a shorter schedule
 METHODS = "methods-small"  # the profile that compares methods, whose rows are committed
@@ -106,6 +109,7 @@ def docs_parts(profile: str) -> dict[str, str]:
         "released agreement": to_markdown(agreement_table(released_compatible(rows, scope))),
         "released sets": to_markdown(released_table(rows)),
         "schedules": schedules_text(profile),
+        "distillation times": to_markdown(times_table(profile)),
         "half a cross-entropy": half_ce_sentences(rows, scope),
         "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
         "error rates": to_markdown(rates),
@@ -201,6 +205,16 @@ def schedules_text(profile: str) -> str:
     """`schedule_table`, or that there is none."""
     table = schedule_table(profile)
     return to_markdown(table) if len(table) else "Not measured yet.\n"
+
+
+def times_table(profile: str) -> pd.DataFrame:
+    """`schedules.distillation_times` of the benchmark, by a profile's schedule and the short one.
+
+    To the first reported iteration, which the tables show.
+    """
+    names = {"paper": profile, "short": SHORT}
+    schedules = {name: PROFILES[other].reported[0] for name, other in names.items()}
+    return distillation_times(json.loads(BENCHMARK.read_text()), schedules)
 
 
 def committed_rows(profile: str) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Two schedules of one method: does the short one's images do as well as the paper's?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,3 +64,20 @@ def compare_schedules(
             start |= {"paper": means[1].mean(), "n paper": ns[1]}
             lines.append(start | cell | {"judged": judged(cell["low"], cell["high"])})
     return pd.DataFrame(lines)
+
+
+def distillation_times(benchmark: Mapping[str, Any], schedules: Mapping[str, int]) -> pd.DataFrame:
+    """How long one set of ipc 1 takes: a line per code, precision and schedule (name ->
+    iterations), from the seconds of a matching step in a result of benchmarks/bench.py.
+    """
+    steps = {r["side"]: r for r in benchmark["records"] if r["case"] == "step-ipc1"}
+    lines = []
+    for side in ("reference", "float32", "bfloat16"):
+        code = "public DC code, float32" if side == "reference" else f"ddlib, {side}"
+        seconds = float(np.median(steps[side]["seconds"])) if side in steps else np.nan
+        for name, iterations in schedules.items():
+            if side in steps and (side != "reference" or name == "paper"):
+                minutes = seconds * iterations / 60
+                line = {"code": code, "schedule": name, "iterations": iterations}
+                lines.append(line | {"s per iteration": f"{seconds:.1f}", "minutes a set": minutes})
+    return pd.DataFrame(lines).round({"minutes a set": 1})
