@@ -9,7 +9,7 @@ unexport JUPYTER_PATH
 
 .PHONY: reproduce test test-cluster attack tables report bench gpu-smoke paper paper-status lint notebooks constraints clean
 
-reproduce: $(BIN)/.installed  ## all notebooks with PROFILE=quick, cifar10-small, methods-small or paper; goes on where it was stopped
+reproduce: $(BIN)/.installed  ## all notebooks with PROFILE=quick, cifar10-small, methods-small, paper-fast or paper; goes on where it was stopped
 	$(BIN)/python -m ddlib --profile $(PROFILE) --resume $(ARGS)
 
 test: $(BIN)/.installed  ## all tests: linter, types, pytest, and nbval over the notebooks in a folder of their own
@@ -32,7 +32,7 @@ notebooks: $(BIN)/.installed  ## execute the notebooks in place with `quick`: th
 
 tables: $(BIN)/.installed  ## tables and figures of the committed results (no GPU, no data), and what README shows of them
 	mkdir -p runs
-	for profile in cifar10-small paper; do for notebook in 04_tables 05_audit; do \
+	for profile in cifar10-small paper-fast paper; do for notebook in 04_tables 05_audit; do \
 		$(BIN)/papermill notebooks/$$notebook.ipynb runs/$$notebook.ipynb -p profile $$profile -k python3 \
 		--no-progress-bar || exit 1; done; done
 	$(BIN)/python -c 'from ddlib.report.publish import *; publish_rates(); publish_methods(); publish_headline(); update_docs()'
