@@ -20,7 +20,6 @@ from .config import EvalConfig, check_known, is_a
 from .data import Data
 from .errors import DDError, check_choice, check_range
 from .fast import (
-    WARMUP,
     Epoch,
     Recorder,
     keep_freed_memory,
@@ -337,15 +336,18 @@ class Training(Epoch):
         self.net, self.labels, self.protocol = net.train(), labels, protocol
         self.config, self.targets, self.generators = config, targets, generators
         self.optimizer: torch.optim.Optimizer | None = None
-        on_gpu = kind(images.device) == "cuda"  # a recorded epoch counts on the device
-        self.done = torch.zeros((), dtype=torch.float64, device=images.device) if on_gpu else 0
+        self.done: Tensor | int = 0
+        self.lr: Tensor | None = None
+        if kind(images.device) == "cuda":  # what a recorded epoch counts and reads lies there
+            self.done = torch.zeros((), dtype=torch.float64, device=images.device)
+            self.lr = torch.zeros((), device=images.device)  # the fused kernel takes float32 only
 
     def start(self, lr: float) -> None:
         """From here on with this learning rate, and no momentum yet."""
         settings = lr, self.config.momentum, 0, self.config.weight_decay
         if self.optimizer is None:
             self.optimizer = torch.optim.SGD(self.net.parameters(), *settings, fused=True)
-        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.param_groups[0]["lr"] = lr if self.lr is None else self.lr.fill_(lr)
         for state in self.optimizer.state.values():  # the buffers stay: no recording makes them
             if state.get("momentum_buffer") is not None:
                 state["momentum_buffer"].zero_()
@@ -381,21 +383,20 @@ def train_nets(trainings: Sequence[Training]) -> None:
 
     These are the DC family's settings (Zhao et al., ICLR 2021): lr 0.01, momentum 0.9, weight decay
     5e-4, batch 256, epochs 0..300, drop after 151, no augmentation. The nets train side by side; on
-    a GPU an epoch of all of them is one recorded graph, anew after the drop.
+    a GPU an epoch of all of them is one recorded graph, which reads the rate from memory.
     """
     config, device = trainings[0].config, trainings[0].labels.device
     before = min(config.drop_epoch + 1, config.epochs)
-    phases = (config.lr, before, WARMUP), (config.lr * 0.1, config.epochs - before, WARMUP - before)
     short = max(len(training.images) / training.size for training in trainings) <= LONGEST
     with closing(Recorder(device, short)) as recorder:
-        for lr, epochs, warmup in phases:
+        epoch = partial(side_by_side, [training.run for training in trainings], device)
+        for lr, epochs in (config.lr, before), (config.lr * 0.1, config.epochs - before):
             for training in trainings:
                 training.start(lr)
-            epoch = partial(side_by_side, [training.run for training in trainings], device)
             for _ in range(epochs):
                 for training in trainings:
                     training.shuffle(*training.generators)
-                recorder(epoch, warmup=warmup)
+                recorder(epoch)
 
 
 @torch.no_grad()
