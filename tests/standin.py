@@ -205,6 +205,19 @@ def cuda_for_cpu(device):
     return {"cpu": "cuda"}.get(torch.device(device).type, torch.device(device).type)
 
 
+def stands_for(gpu):
+    """What takes the place of parts of `torch.cuda`, by name."""
+    return {
+        "CUDAGraph": lambda: Tape(gpu),
+        "graph": Recording,
+        "graph_pool_handle": object,
+        "Stream": lambda device: Stream(gpu),
+        "current_stream": lambda device: gpu.current,
+        "set_stream": gpu.set_stream,
+        "stream": gpu.stream,
+    }
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """From here on ddlib takes CPU tensors for a GPU's."""
@@ -212,16 +225,7 @@ def gpu(monkeypatch):
     for name, module in list(sys.modules.items()):
         if name.startswith("ddlib") and getattr(module, "kind", None) is real:
             monkeypatch.setattr(module, "kind", cuda_for_cpu)
-    stands_for = {
-        "CUDAGraph": lambda: Tape(found),
-        "graph": Recording,
-        "graph_pool_handle": object,
-        "Stream": lambda device: Stream(found),
-        "current_stream": lambda device: found.current,
-        "set_stream": found.set_stream,
-        "stream": found.stream,
-    }
-    for name, value in stands_for.items():
+    for name, value in stands_for(found).items():
         monkeypatch.setattr(torch.cuda, name, value)
     fast.lanes.cache_clear()
     yield found
