@@ -4,8 +4,8 @@ for each.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain, product
@@ -31,7 +31,7 @@ from .losses import PROTOCOLS, Net, Protocol, find_protocol
 from .machine import environment, kind
 from .nets import DEPTHS, build_net, net_class, net_name, width_options
 from .progress import bar
-from .public import LARGEST_SEED, public
+from .public import APART, LARGEST_SEED, public
 from .results import DISTILLATION, EVALUATION, NESTED, ROWS, Results, canonical, flat
 from .rng import stream
 from .synset import SyntheticSet
@@ -41,7 +41,6 @@ from .synset import SyntheticSet
 # AlexNet were wrong), max pooling by whole tensors.
 VERSION = 2
 TEACHER = "ConvNet"
-APART = 1000  # eval seeds from the nets on one set to those on the set of the next seed
 AT_ONCE = {"cuda": 10, "cpu": 4}  # nets side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
 LONGEST = 32  # batches of an epoch that is recorded: as many copies of each kernel
 Pairs = Sequence[tuple[SyntheticSet, int]]  # sets, each with an eval seed
@@ -74,11 +73,11 @@ def evaluate(
     a teacher of the same number comes from a stream of its own. `split`: "test", "val" to choose
     settings, or "both": one training, a row for each. `config` is an `EvalConfig`, `settings`
     override single ones (`tau=4.0`). With `results` (a `Results`), rows found there are not
-    computed again and new ones are saved as they finish; `stop()` is asked before every group, and
-    if it says True, what is not there yet is left out. A net with non-finite weights or logits is
-    marked `diverged` and keeps the accuracy it has. Several nets of an architecture train at once
-    (`groups`); `seconds` is a row's share. Raises `DDError` for anything unknown or a set that does
-    not fit.
+    computed again and new ones are saved as they finish, also before Ctrl-C, which says how many
+    those are; `stop()` is asked before every group, and if it says True, what is not there yet is
+    left out. A net with non-finite weights or logits is marked `diverged` and keeps the accuracy it
+    has. Several nets of an architecture train at once (`groups`); `seconds` is a row's share.
+    Raises `DDError` for anything unknown or a set that does not fit.
     """
     keep_freed_memory()
     protocol, teacher = find_protocol(protocol, teacher)
@@ -91,10 +90,11 @@ def evaluate(
         raise DDError(f"{len(synsets)} sets and {len(nets)} nets; needed: at least one of each")
     check_range("seed", seed, 0, LARGEST_SEED - n_eval)
     for one in synsets:
-        check_request(one, data, nets, n_eval, teacher, splits(split))
+        check_request(one, data, nets, teacher, splits(split))
     if protocol.check:
         for net in nets:
             protocol.check(net, data, config)
+    place = "kept in results; call again to go on" if results else "lost: evaluate has no results="
     results = Results() if results is None else results
     if config.precision == "float64":
         data = data.to(dtype=torch.float64)
@@ -107,7 +107,11 @@ def evaluate(
     about = [describe_set(one, data) for one in synsets]
     missing = [key for key in rows if any(results.get(row) is None for row in rows[key])]
     ticks = bar(len(rows), f"evaluate {protocol.name}", len(rows) - len(missing), show=progress)
-    with products(config.precision, data.device), ticks:
+    with (
+        interruptible(results, list(rows.values()), place),
+        products(config.precision, data.device),
+        ticks,
+    ):
         for group in groups(missing, data.device):
             if stop and stop():
                 break
@@ -123,6 +127,16 @@ def evaluate(
     finished = [results.get(row) for same in rows.values() for row in same]
     sets = pd.DataFrame(about).drop_duplicates("set")
     return flat(sets, pd.DataFrame([r for r in finished if r is not None], columns=list(ROWS)))
+
+
+@contextmanager
+def interruptible(results: Results, nets: Sequence[Sequence[dict]], place: str) -> Iterator[None]:
+    """Ctrl-C within the block says of how many nets all rows are in `results`, and what of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = sum(all(results.get(row) for row in rows) for rows in nets)
+        raise KeyboardInterrupt(f"{done} of {len(nets)} nets are {place}") from None
 
 
 def eval_seeds(synset: SyntheticSet, n: int, seed: int = 0) -> range:
@@ -496,7 +510,6 @@ def check_request(
     synset: SyntheticSet,
     data: Data,
     nets: Sequence[Net],
-    n_eval: int,
     teacher: Net | None,
     names: Sequence[str],
 ) -> None:
@@ -507,7 +520,6 @@ def check_request(
         net_class(net)
     if teacher is not None:
         net_class(teacher, "teacher")
-    check_range("n_eval", n_eval, 1, APART)
     for name in names:
         if not len(data.split(name)[1]):
             raise DDError(f"split {name!r} of {data.name} has no images")
