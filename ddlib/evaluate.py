@@ -4,8 +4,8 @@ for each.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain, product
@@ -20,7 +20,6 @@ from .config import EvalConfig, check_known, is_a
 from .data import Data
 from .errors import DDError, check_choice, check_range
 from .fast import (
-    WARMUP,
     Epoch,
     Recorder,
     keep_freed_memory,
@@ -32,7 +31,7 @@ from .losses import PROTOCOLS, Net, Protocol, find_protocol
 from .machine import environment, kind
 from .nets import DEPTHS, build_net, net_class, net_name, width_options
 from .progress import bar
-from .public import LARGEST_SEED, public
+from .public import APART, LARGEST_SEED, public
 from .results import DISTILLATION, EVALUATION, NESTED, ROWS, Results, canonical, flat
 from .rng import stream
 from .synset import SyntheticSet
@@ -42,7 +41,6 @@ from .synset import SyntheticSet
 # AlexNet were wrong), max pooling by whole tensors.
 VERSION = 2
 TEACHER = "ConvNet"
-APART = 1000  # eval seeds from the nets on one set to those on the set of the next seed
 AT_ONCE = {"cuda": 10, "cpu": 4}  # nets side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
 LONGEST = 32  # batches of an epoch that is recorded: as many copies of each kernel
 Pairs = Sequence[tuple[SyntheticSet, int]]  # sets, each with an eval seed
@@ -75,11 +73,11 @@ def evaluate(
     a teacher of the same number comes from a stream of its own. `split`: "test", "val" to choose
     settings, or "both": one training, a row for each. `config` is an `EvalConfig`, `settings`
     override single ones (`tau=4.0`). With `results` (a `Results`), rows found there are not
-    computed again and new ones are saved as they finish; `stop()` is asked before every group, and
-    if it says True, what is not there yet is left out. A net with non-finite weights or logits is
-    marked `diverged` and keeps the accuracy it has. Several nets of an architecture train at once
-    (`groups`); `seconds` is a row's share. Raises `DDError` for anything unknown or a set that does
-    not fit.
+    computed again and new ones are saved as they finish, also before Ctrl-C, which says how many
+    those are; `stop()` is asked before every group, and if it says True, what is not there yet is
+    left out. A net with non-finite weights or logits is marked `diverged` and keeps the accuracy it
+    has. Several nets of an architecture train at once (`groups`); `seconds` is a row's share.
+    Raises `DDError` for anything unknown or a set that does not fit.
     """
     keep_freed_memory()
     protocol, teacher = find_protocol(protocol, teacher)
@@ -92,10 +90,11 @@ def evaluate(
         raise DDError(f"{len(synsets)} sets and {len(nets)} nets; needed: at least one of each")
     check_range("seed", seed, 0, LARGEST_SEED - n_eval)
     for one in synsets:
-        check_request(one, data, nets, n_eval, teacher, splits(split))
+        check_request(one, data, nets, teacher, splits(split))
     if protocol.check:
         for net in nets:
             protocol.check(net, data, config)
+    place = "kept in results; call again to go on" if results else "lost: evaluate has no results="
     results = Results() if results is None else results
     if config.precision == "float64":
         data = data.to(dtype=torch.float64)
@@ -108,7 +107,11 @@ def evaluate(
     about = [describe_set(one, data) for one in synsets]
     missing = [key for key in rows if any(results.get(row) is None for row in rows[key])]
     ticks = bar(len(rows), f"evaluate {protocol.name}", len(rows) - len(missing), show=progress)
-    with products(config.precision, data.device), ticks:
+    with (
+        interruptible(results, list(rows.values()), place),
+        products(config.precision, data.device),
+        ticks,
+    ):
         for group in groups(missing, data.device):
             if stop and stop():
                 break
@@ -124,6 +127,16 @@ def evaluate(
     finished = [results.get(row) for same in rows.values() for row in same]
     sets = pd.DataFrame(about).drop_duplicates("set")
     return flat(sets, pd.DataFrame([r for r in finished if r is not None], columns=list(ROWS)))
+
+
+@contextmanager
+def interruptible(results: Results, nets: Sequence[Sequence[dict]], place: str) -> Iterator[None]:
+    """Ctrl-C within the block says of how many nets all rows are in `results`, and what of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = sum(all(results.get(row) for row in rows) for rows in nets)
+        raise KeyboardInterrupt(f"{done} of {len(nets)} nets are {place}") from None
 
 
 def eval_seeds(synset: SyntheticSet, n: int, seed: int = 0) -> range:
@@ -337,15 +350,18 @@ class Training(Epoch):
         self.net, self.labels, self.protocol = net.train(), labels, protocol
         self.config, self.targets, self.generators = config, targets, generators
         self.optimizer: torch.optim.Optimizer | None = None
-        on_gpu = kind(images.device) == "cuda"  # a recorded epoch counts on the device
-        self.done = torch.zeros((), dtype=torch.float64, device=images.device) if on_gpu else 0
+        self.done: Tensor | int = 0
+        self.lr: Tensor | None = None
+        if kind(images.device) == "cuda":  # what a recorded epoch counts and reads lies there
+            self.done = torch.zeros((), dtype=torch.float64, device=images.device)
+            self.lr = torch.zeros((), device=images.device)  # the fused kernel takes float32 only
 
     def start(self, lr: float) -> None:
         """From here on with this learning rate, and no momentum yet."""
         settings = lr, self.config.momentum, 0, self.config.weight_decay
         if self.optimizer is None:
             self.optimizer = torch.optim.SGD(self.net.parameters(), *settings, fused=True)
-        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.param_groups[0]["lr"] = lr if self.lr is None else self.lr.fill_(lr)
         for state in self.optimizer.state.values():  # the buffers stay: no recording makes them
             if state.get("momentum_buffer") is not None:
                 state["momentum_buffer"].zero_()
@@ -381,21 +397,20 @@ def train_nets(trainings: Sequence[Training]) -> None:
 
     These are the DC family's settings (Zhao et al., ICLR 2021): lr 0.01, momentum 0.9, weight decay
     5e-4, batch 256, epochs 0..300, drop after 151, no augmentation. The nets train side by side; on
-    a GPU an epoch of all of them is one recorded graph, anew after the drop.
+    a GPU an epoch of all of them is one recorded graph, which reads the rate from memory.
     """
     config, device = trainings[0].config, trainings[0].labels.device
     before = min(config.drop_epoch + 1, config.epochs)
-    phases = (config.lr, before, WARMUP), (config.lr * 0.1, config.epochs - before, WARMUP - before)
     short = max(len(training.images) / training.size for training in trainings) <= LONGEST
     with closing(Recorder(device, short)) as recorder:
-        for lr, epochs, warmup in phases:
+        epoch = partial(side_by_side, [training.run for training in trainings], device)
+        for lr, epochs in (config.lr, before), (config.lr * 0.1, config.epochs - before):
             for training in trainings:
                 training.start(lr)
-            epoch = partial(side_by_side, [training.run for training in trainings], device)
             for _ in range(epochs):
                 for training in trainings:
                     training.shuffle(*training.generators)
-                recorder(epoch, warmup=warmup)
+                recorder(epoch)
 
 
 @torch.no_grad()
@@ -495,7 +510,6 @@ def check_request(
     synset: SyntheticSet,
     data: Data,
     nets: Sequence[Net],
-    n_eval: int,
     teacher: Net | None,
     names: Sequence[str],
 ) -> None:
@@ -506,7 +520,6 @@ def check_request(
         net_class(net)
     if teacher is not None:
         net_class(teacher, "teacher")
-    check_range("n_eval", n_eval, 1, APART)
     for name in names:
         if not len(data.split(name)[1]):
             raise DDError(f"split {name!r} of {data.name} has no images")

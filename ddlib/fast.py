@@ -133,16 +133,26 @@ class Recorder:
         self.replays: dict[Any, Callable[[], Any]] = {}
         self.pool: Any = None
 
-    def __call__(self, work: Callable[..., Any], *arguments: Any, warmup: int = WARMUP) -> Any:
+    def __call__(self, work: Callable[..., Any], *arguments: Any) -> Any:
         if not self.records:
             return work(*arguments)
         key, call = (work, arguments), functools.partial(work, *arguments)
         if key not in self.replays:
             self.calls[key] += 1
-            if self.calls[key] <= warmup:
+            if self.calls[key] <= WARMUP:
                 return on_streams([call], self.device, recording=True)[0]
             self.replays[key] = self.record(call)
         return self.replays[key]()
+
+    def fork(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """Do independent parts of a work that this recorder is at; returns what they return.
+
+        Where nothing is recorded one after another, so that the memory of one serves the next. Else
+        on up to `LANES` streams, whose memory is not shared: that of as many parts is taken at
+        once. What parts return may be used by the work, in order, since it waits for all of them;
+        they must read what was there before and write to places of their own.
+        """
+        return on_streams(works, self.device) if self.records else [work() for work in works]
 
     def record(self, work: Callable[[], Any]) -> Callable[[], Any]:
         """What replays the work; the work itself if it cannot be recorded."""

@@ -14,11 +14,12 @@ from torch import nn
 from .errors import DDError, check_choice, check_range
 
 F = TypeVar("F", bound=Callable[..., Any])
-LARGEST_SEED = 2**53  # exact in every CSV; times `evaluate.APART` it is an int64
+LARGEST_SEED = 2**53  # exact in every CSV; times `APART` it is an int64
+APART = 1000  # eval seeds from the nets on one set to those on the set of the next seed
 # What numbers of these names may be, wherever a public function takes them
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, LARGEST_SEED),
-    "n_eval": (1, 1000),
+    "n_eval": (1, APART),
     "channels": (1, 4096),
     "classes": (1, 10**6),
     "width": (1, 4096),

@@ -66,9 +66,9 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], info: Any) -> 
     fingerprints of all of them.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text, prints = json.dumps(info), {name: print_of(tensor) for name, tensor in plain.items()}
-    prints = {"": digest(text)} | prints
-    return write_atomic(path, to_bytes(plain, {"ddlib": text, "sha256": json.dumps(prints)}))
+    text = json.dumps(info)
+    digests = {"": digest(text)} | {name: tensor_digest(x) for name, x in plain.items()}
+    return write_atomic(path, to_bytes(plain, {"ddlib": text, "sha256": json.dumps(digests)}))
 
 
 def digest(content: str | bytes) -> str:
@@ -77,7 +77,7 @@ def digest(content: str | bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:20]
 
 
-def print_of(tensor: Tensor) -> str:
+def tensor_digest(tensor: Tensor) -> str:
     """`digest` of a tensor on the CPU: its type, shape and numbers."""
     numbers = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
     return digest(f"{tensor.dtype} {list(tensor.shape)} ".encode() + numbers)
@@ -97,11 +97,11 @@ def load_tensors(
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            info, prints = json.loads(header["ddlib"]), json.loads(header.get("sha256", "{}"))
-            wanted = [*(names or sorted({*file.keys(), *prints} - {""}))]
+            info, digests = json.loads(header["ddlib"]), json.loads(header.get("sha256", "{}"))
+            wanted = [*(names or sorted({*file.keys(), *digests} - {""}))]
             tensors = {name: file.get_tensor(name) for name in wanted}
-        found = {"": digest(header["ddlib"])} | {k: print_of(t) for k, t in tensors.items()}
-        if prints and any(prints.get(name) != found[name] for name in found):
+        found = {"": digest(header["ddlib"])} | {k: tensor_digest(t) for k, t in tensors.items()}
+        if digests and any(digests.get(name) != found[name] for name in found):
             raise ValueError("it does not hold what was written; delete it or get it anew")
         return tensors, info
     except KeyError as error:

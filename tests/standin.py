@@ -3,13 +3,17 @@
 A `Tape` stands for a CUDA graph. Recording notes every kernel with the tensors it was given, and
 puts the memory back afterwards, since a GPU runs nothing then; a replay runs the same kernels on
 the same memory. As there, what looks at a value cannot be recorded, streams must be joined, and a
-replay finds garbage in all that was made by recordings of the same pool.
+replay finds garbage in all that was made by recordings of the same pool. Stricter than there, two
+kernels that touch the same numbers, one of them writing, must be in order: on one stream, or on
+two of which the later has waited.
 """
 
 import contextlib
+import functools
 import gc
 import sys
 import weakref
+from collections import Counter, defaultdict
 
 import pytest
 import torch
@@ -28,16 +32,44 @@ def tensors(*things):
     return [(leaf.untyped_storage().data_ptr(), leaf) for leaf in leaves if leaf.numel()]
 
 
+@functools.cache
+def writing(func):
+    """Positions and names of the arguments that a kernel writes to; None if it moves nothing."""
+    schema = func._schema
+    if any(one.alias_info and not one.alias_info.is_write for one in schema.returns):
+        return None  # a view
+    written = [one.alias_info is not None and one.alias_info.is_write for one in schema.arguments]
+    return {x for i, one in enumerate(schema.arguments) if written[i] for x in (i, one.name)}
+
+
+def touched(func, args, kwargs, output):
+    """What a kernel reads or writes: where it lies, its first and last byte, if it is written."""
+    if (written := writing(func)) is None:
+        return
+    parts = [(arg, key in written) for key, arg in [*enumerate(args), *kwargs.items()]]
+    for part, is_written in [*parts, (output, True)]:
+        for place, tensor in tensors(part):
+            last = sum(
+                (n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+            )
+            size, first = tensor.element_size(), tensor.storage_offset()
+            yield place, first * size, (first + last + 1) * size - 1, is_written
+
+
 class Stream:
-    """Notes who waits for whom. In a recording, who waits for a recorded stream is recorded too."""
+    """Notes who waits for whom. In a recording, who waits for a recorded stream is recorded too.
+
+    `seen`: how many kernels of each stream are over when the next of this one begins.
+    """
 
     device = torch.device("cpu")
 
     def __init__(self, gpu):
-        self.gpu = gpu
+        self.gpu, self.seen = gpu, Counter()
 
     def wait_stream(self, other):
         self.gpu.waits.append((self, other))
+        self.seen |= other.seen
         recorded = self.gpu.recorded
         if other in recorded:
             recorded.add(self)
@@ -52,6 +84,7 @@ class Tape(TorchDispatchMode):
     def __init__(self, gpu):
         super().__init__()
         self.gpu, self.calls, self.before, self.made = gpu, [], {}, {}
+        self.touches = defaultdict(dict)
         gpu.tapes.append(weakref.ref(self))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -67,7 +100,20 @@ class Tape(TorchDispatchMode):
         output = func(*args, **kwargs)
         self.made |= {p: t.untyped_storage() for p, t in tensors(output) if p not in self.before}
         self.calls.append((func, args, kwargs, output))
+        self.order(func, touched(func, args, kwargs, output))
         return output
+
+    def order(self, func, touches):
+        """Refuse a kernel that may run beside one that it should follow."""
+        here = self.gpu.current
+        here.seen[here] += 1
+        for place, *touch in touches:
+            first, last, is_written = touch
+            for (stream, a, b, was_written), tick in self.touches[place].items():
+                apart = b < first or last < a or not (is_written or was_written)
+                if not apart and tick > here.seen[stream]:
+                    raise RuntimeError(f"{func} runs beside a kernel that it should follow")
+            self.touches[place][here, *touch] = here.seen[here]
 
     def restore(self):
         for memory, copy in self.before.values():
@@ -159,6 +205,19 @@ def cuda_for_cpu(device):
     return {"cpu": "cuda"}.get(torch.device(device).type, torch.device(device).type)
 
 
+def stands_for(gpu):
+    """What takes the place of parts of `torch.cuda`, by name."""
+    return {
+        "CUDAGraph": lambda: Tape(gpu),
+        "graph": Recording,
+        "graph_pool_handle": object,
+        "Stream": lambda device: Stream(gpu),
+        "current_stream": lambda device: gpu.current,
+        "set_stream": gpu.set_stream,
+        "stream": gpu.stream,
+    }
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """From here on ddlib takes CPU tensors for a GPU's."""
@@ -166,16 +225,7 @@ def gpu(monkeypatch):
     for name, module in list(sys.modules.items()):
         if name.startswith("ddlib") and getattr(module, "kind", None) is real:
             monkeypatch.setattr(module, "kind", cuda_for_cpu)
-    stands_for = {
-        "CUDAGraph": lambda: Tape(found),
-        "graph": Recording,
-        "graph_pool_handle": object,
-        "Stream": lambda device: Stream(found),
-        "current_stream": lambda device: found.current,
-        "set_stream": found.set_stream,
-        "stream": found.stream,
-    }
-    for name, value in stands_for.items():
+    for name, value in stands_for(found).items():
         monkeypatch.setattr(torch.cuda, name, value)
     fast.lanes.cache_clear()
     yield found

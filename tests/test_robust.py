@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import time
 import zipfile
 from dataclasses import replace
@@ -609,3 +610,28 @@ def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(tmp_path, data, stored):
     said = str(caught.value)
     assert "stopped at iteration 2" in said and ("call again" in said) == stored
     assert caught.value.__suppress_context__ and len(caught.traceback) <= 5
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_ctrl_c_says_how_many_nets_are_kept(tmp_path, data, synset, monkeypatch, kept):
+    """A real signal while the third of four nets is trained."""
+    evaluation, begun = module("evaluate"), []
+    real = evaluation.train_nets
+
+    def interrupted(trainings):
+        begun.append(1)
+        if len(begun) == 3:
+            signal.raise_signal(signal.SIGINT)
+        real(trainings)
+
+    results = Results(tmp_path) if kept else None
+    how = {"n_eval": 2, "epochs": 1, "split": "both", "progress": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "train_nets", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            ddlib.evaluate(synset, data, ["MLP", "LeNet"], results=results, **how)
+    said = str(caught.value)
+    assert said.startswith("2 of 4 nets are ") and said.count("\n") == 0
+    assert ("kept in results; call again" in said) == kept == ("lost" not in said)
+    assert caught.value.__suppress_context__ and len(caught.traceback) <= 5
+    assert len(Results(tmp_path).rows()) == (4 if kept else 0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -128,16 +129,22 @@ class Objective(Part):
         return torch.cat(shown)
 
     def match(self, net: nn.Module) -> Tensor:
-        """The loss; its gradient lies in `self.gradient`. One class's graph is alive at a time."""
-        loss, ipc = self.shown.new_zeros(()), self.config.ipc
-        for label, rows in enumerate(self.rows):
-            of_class = slice(label * ipc, (label + 1) * ipc)
-            synthetic = self.shown[of_class].detach().requires_grad_()
-            real = self.real[label] if self.operations else self.data.x_train[rows]
-            distance = self.class_loss(net, real, synthetic, label)
-            self.gradient[of_class] = torch.autograd.grad(distance, synthetic)[0]
-            loss += distance.detach()
-        return loss
+        """The loss, 0-dim; its gradient lies in `self.gradient`.
+
+        One class's graph is alive at a time; where this is recorded, those of up to `LANES` classes
+        (`Recorder.fork`; a smaller `slice_size` makes them smaller). The sum goes by class.
+        """
+        works = [partial(self.match_class, net, label) for label in range(len(self.rows))]
+        return sum(self.recorder.fork(works), self.shown.new_zeros(()))
+
+    def match_class(self, net: nn.Module, label: int) -> Tensor:
+        """The loss of a class, without its graph; its gradient is put where it belongs."""
+        of_class = slice(label * self.config.ipc, (label + 1) * self.config.ipc)
+        synthetic = self.shown[of_class].detach().requires_grad_()
+        real = self.real[label] if self.operations else self.data.x_train[self.rows[label]]
+        distance = self.class_loss(net, real, synthetic, label)
+        self.gradient[of_class] = torch.autograd.grad(distance, synthetic)[0]
+        return distance.detach()
 
     def learn(self, finite: Tensor) -> None:
         """Move what is learned beside the images; unless `finite` (0-dim), it stays the same."""

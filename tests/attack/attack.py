@@ -30,6 +30,7 @@ import traceback
 import warnings
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 os.environ["TQDM_DISABLE"] = "1"
@@ -159,80 +160,77 @@ def dying(work, step, call, after):
 # Attacks: each yields outcomes --------------------------------------------------------------------
 
 
-def kills_at_random(n, draw):
-    """SIGKILL at any time, once or twice; then the same call, to the end."""
+def rounds(n):
+    """Each work n times, in folders of their own: a name, what does it, what it should return, and
+    how many seconds it takes undisturbed.
+    """
     for name, work in WORKS.items():
-        folder = Path(tempfile.mkdtemp())
-        started = time.monotonic()
-        _, right = do(lambda w=work, f=folder: w(f / "whole"))
+        folder, started = Path(tempfile.mkdtemp()), time.monotonic()
+        _, right = do(partial(work, folder / "whole"))
         usual = time.monotonic() - started
         for k in range(n):
-            place = folder / str(k)
-            for _ in range(draw.choice((1, 2))):
-                running = child(lambda w=work, p=place: w(p))
-                time.sleep(draw.random() * usual)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(running[0], signal.SIGKILL)
-                wait(*running)
-            kind = judged(do(lambda w=work, p=place: w(p)), right)
-            yield "lost" if kind == "refused" else kind, f"{name} {k}"
+            yield f"{name} {k}", partial(work, folder / str(k)), right, usual
         shutil.rmtree(folder)
+
+
+def in_the_end(work, right):
+    """The outcome of the same call when nothing disturbs it."""
+    kind = judged(do(work), right)
+    return "lost" if kind == "refused" else kind
+
+
+def kills_at_random(n, draw):
+    """SIGKILL at any time, once or twice; then the same call, to the end."""
+    for name, work, right, usual in rounds(n):
+        for _ in range(draw.choice((1, 2))):
+            running = child(work)
+            time.sleep(draw.random() * usual)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(running[0], signal.SIGKILL)
+            wait(*running)
+        yield in_the_end(work, right), name
 
 
 def kills_at_writes(n, draw):
     """SIGKILL right before or after a file is synced or renamed; then the same call."""
-    for name, work in WORKS.items():
-        folder = Path(tempfile.mkdtemp())
-        _, right = do(lambda w=work, f=folder: w(f / "whole"))
-        points = [(s, c, a) for s in ("fsync", "replace") for c in range(1, 25) for a in (0, 1)]
-        for step, call, after in draw.sample(points, min(n, len(points))):
-            place = folder / f"{step}{call}{after}"
-            do(dying(lambda w=work, p=place: w(p), step, call, after))
-            kind = judged(do(lambda w=work, p=place: w(p)), right)
-            yield "lost" if kind == "refused" else kind, f"{name} {step} {call} {after}"
-        shutil.rmtree(folder)
+    points = [(s, c, a) for s in ("fsync", "replace") for c in range(1, 25) for a in (0, 1)]
+    n = min(n, len(points))
+    drawn = [point for _ in WORKS for point in draw.sample(points, n)]
+    for (name, work, right, _), point in zip(rounds(n), drawn, strict=True):
+        do(dying(work, *point))
+        yield in_the_end(work, right), f"{name} {point}"
 
 
 def two_writers(n, draw):
     """Two processes do the same in one folder at the same time; a third reads."""
-    for name, work in WORKS.items():
-        folder = Path(tempfile.mkdtemp())
-        _, right = do(lambda w=work, f=folder: w(f / "whole"))
-        for k in range(n):
-            pair = []
-            for _ in range(2):
-                pair.append(child(lambda w=work, p=folder / str(k): w(p)))
-                time.sleep(draw.random() * 0.05)
-            kinds = [judged(wait(*one), right) for one in pair]
-            kinds.append(judged(do(lambda w=work, p=folder / str(k): w(p)), right))
-            bad = [kind for kind in kinds if kind != "right"]
-            yield {"refused": "lost"}.get(bad[0], bad[0]) if bad else "right", f"{name} {k}"
-        shutil.rmtree(folder)
+    for name, work, right, _ in rounds(n):
+        pair = []
+        for _ in range(2):
+            pair.append(child(work))
+            time.sleep(draw.random() * 0.05)
+        kinds = [*(judged(wait(*one), right) for one in pair), in_the_end(work, right)]
+        bad = [kind for kind in kinds if kind != "right"]
+        yield {"refused": "lost"}.get(bad[0], bad[0]) if bad else "right", name
+
+
+def limited(work, size):
+    """`work()` while no file may grow beyond so many bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        return work()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
 
 def full_disks(n, draw):
     """Files may not grow beyond a limit; then they may, and the same call ends the work."""
-    for name, work in WORKS.items():
-        folder = Path(tempfile.mkdtemp())
-        _, right = do(lambda w=work, f=folder: w(f / "whole"))
-
-        def limited(w=work, p=folder, size=0):
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-            try:
-                return w(p)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-
-        for k in range(n):
-            place, size = folder / str(k), int(10 ** draw.uniform(1, 5))
-            kind, said = do(lambda p=place, f=limited, s=size: f(p=p, size=s))
-            if kind not in ("right", "refused"):
-                yield kind, f"{name} {size}: {said}"
-                continue
-            kind = judged(do(lambda w=work, p=place: w(p)), right)
-            yield "lost" if kind == "refused" else kind, f"{name} {size}"
-        shutil.rmtree(folder)
+    for name, work, right, _ in rounds(n):
+        size = int(10 ** draw.uniform(1, 5))
+        kind, said = do(partial(limited, work, size))
+        if kind in ("right", "refused"):
+            kind, said = in_the_end(work, right), ""
+        yield kind, f"{name} {size}: {said}"
 
 
 def damaged(content, draw):
