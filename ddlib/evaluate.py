@@ -94,7 +94,7 @@ def evaluate(
     check_range("seed", seed, 0, LARGEST_SEED - n_eval)
     for one in synsets:
         check_request(one, data, nets, n_eval, teacher, splits(split))
-        check_space(one, data, protocol)
+        check_soft(one, data, protocol)
     if protocol.check:
         for net in nets:
             protocol.check(net, data, config)
@@ -524,6 +524,11 @@ def check_request(
             f"the set has labels up to {int(synset.labels.max())}, "
             f"the data {len(data.classes)} classes"
         )
+    if synset.space != data.space:
+        raise DDError(
+            f"images of the set are in space {synset.space!r}, of the data in {data.space!r}; both "
+            "must be the same (ddlib.whitened(data) are in 'zca')"
+        )
     for name in ("mean", "std"):
         a, b = getattr(synset, name), getattr(data, name)
         if a is not None and max(abs(x - y) for x, y in zip(a, b, strict=True)) > 1e-4:
@@ -531,19 +536,16 @@ def check_request(
             raise DDError(f"the set is normalised with {name} {a}, the data with {b}")
 
 
-def check_space(synset: SyntheticSet, data: Data, protocol: Protocol) -> None:
-    """Raise `DDError` for images in another space than the data's, or unused soft labels."""
-    if synset.space != data.space:
-        raise DDError(
-            f"images of the set are in space {synset.space!r}, of the data in {data.space!r}; both "
-            "must be the same (ddlib.whitened(data) are in 'zca')"
-        )
-    if synset.soft_labels is not None and not protocol.soft:
+def check_soft(synset: SyntheticSet, data: Data, protocol: Protocol) -> None:
+    """Raise `DDError` for soft labels that the protocol does not use, or of other classes."""
+    if synset.soft_labels is None:
+        return
+    if not protocol.soft:
         able = ", ".join(name for name, known in PROTOCOLS.items() if known.soft)
         raise DDError(
             f"protocol {protocol.name!r} has no use for the soft labels of a set; valid: {able}, "
             "or a set without them: dataclasses.replace(synset, soft_labels=None)"
         )
-    if synset.soft_labels is not None and len(synset.classes) != len(data.classes):
+    if len(synset.classes) != len(data.classes):
         counts = f"{len(synset.classes)} classes, the data {len(data.classes)}"
         raise DDError(f"the set has soft labels of {counts}; they must agree")

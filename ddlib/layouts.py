@@ -187,7 +187,8 @@ def read_layout(path: Path, layout: str, index: int, space: str | None, factor: 
     if not (space := space or found.space):
         allowed = ", ".join(SPACES)
         raise DDError(f"{path} does not say what its numbers mean; name space=, one of {allowed}")
-    about = {"layout": name} | dict(found.about) | ({"factor": factor} if factor > 1 else {})
+    about: dict[str, Any] = {"pool": path.resolve().parent.name if name == "mtt" else path.stem}
+    about |= {"layout": name} | dict(found.about) | ({"factor": factor} if factor > 1 else {})
     return found._replace(images=images, labels=labels, space=space, about=about)
 
 

@@ -308,8 +308,7 @@ def load_synset(
         mean, std = plain
     elif found.space == "pixels" and len(mean) == images.shape[1]:
         images = (images - channels(mean)) / channels(std)
-    config = {"pool": path.stem if found.about["layout"] != "mtt" else path.resolve().parent.name}
-    config |= {"seed": about.pop("seed", 0)}
+    config = {"pool": about.pop("pool"), "seed": about.pop("seed", 0)}
     synset = SyntheticSet(
         images,
         labels,
