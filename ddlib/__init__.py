@@ -23,17 +23,21 @@ from .distill import distill
 from .elf import feature_net
 from .errors import DDError
 from .evaluate import evaluate
+from .export import export
 from .influence import influence
 from .look import Watch, look, nearest
 from .losses import Protocol
 from .methods import METHODS, Images, Objective, Pixels, register_method
 from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net, register_net
 from .pool import Member, ModelPool
+from .ranking import dd_ranking
 from .realnets import pretrained
 from .results import Results, read_results
 from .stats import interval, interval_text, paired_difference, summarise
 from .synset import SyntheticSet, load_synset
+from .whiten import whitened
 
+__version__ = "0.1.0"
 __all__ = [
     "DATASETS",
     "METHODS",
@@ -60,8 +64,10 @@ __all__ = [
     "build_net",
     "centres",
     "coreset",
+    "dd_ranking",
     "distill",
     "evaluate",
+    "export",
     "feature_net",
     "full_real",
     "influence",
@@ -79,4 +85,5 @@ __all__ = [
     "register_method",
     "register_net",
     "summarise",
+    "whitened",
 ]

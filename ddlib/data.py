@@ -36,8 +36,9 @@ class Data:
     `x_train, x_val, x_test`: float [N, C, side, side], normalised by `mean` and `std` (per channel,
     in units of [0, 1] pixels). `y_*`: int64 [N]. `classes`: names in the order of the labels. The
     training images are sorted by class. `note`: what was done to the images, such as a resizing.
-    `mirrors`: whether a mirrored image is still of its class, which it is not for digits. Raises
-    `DDError` for tensors that do not fit together.
+    `mirrors`: whether a mirrored image is still of its class, which it is not for digits. `space`:
+    "normalised", or "zca" for `ddlib.whitened` images. Raises `DDError` for tensors that do not fit
+    together.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Data:
     y_test: Tensor
     note: str = ""
     mirrors: bool = True
+    space: str = "normalised"
     _hashes: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -246,7 +248,8 @@ def full_real(data: Data) -> SyntheticSet:
 
 def as_synset(data: Data, images: Tensor, labels: Tensor, config: dict[str, Any]) -> SyntheticSet:
     """Real images in the form of a `SyntheticSet`."""
-    return SyntheticSet(images, labels, data.mean, data.std, data.classes, data.name, config=config)
+    about = data.mean, data.std, data.classes, data.name
+    return SyntheticSet(images, labels, *about, config=config, space=data.space)
 
 
 def check_ipc(ipc: int, data: Data) -> None:

@@ -77,7 +77,9 @@ def evaluate(
     those are; `stop()` is asked before every group, and if it says True, what is not there yet is
     left out. A net with non-finite weights or logits is marked `diverged` and keeps the accuracy it
     has. Several nets of an architecture train at once (`groups`); `seconds` is a row's share.
-    Raises `DDError` for anything unknown or a set that does not fit.
+    On a set with soft labels `ce` trains with these; a set's own learning rate counts only if you
+    say so: `lr=synset.lr`. Raises `DDError` for anything unknown, or a set that does not fit the
+    data (a whitened one needs `ddlib.whitened` data).
     """
     keep_freed_memory()
     protocol, teacher = find_protocol(protocol, teacher)
@@ -91,6 +93,7 @@ def evaluate(
     check_range("seed", seed, 0, LARGEST_SEED - n_eval)
     for one in synsets:
         check_request(one, data, nets, teacher, splits(split))
+        check_soft(one, data, protocol)
     if protocol.check:
         for net in nets:
             protocol.check(net, data, config)
@@ -294,13 +297,17 @@ def prepare_targets(
     config: EvalConfig,
     results: Results,
 ) -> Sequence[Tensor | None]:
-    """What a protocol knows of each image of each pair's set: by default the teacher's logits.
+    """What a protocol knows of each image of each pair's set: by default the teacher's logits, or
+    the set's soft labels as probabilities.
 
     They are those of the images as they are, also where training augments them.
     """
     if protocol.prepare:
         return protocol.prepare(pairs, data, net, teacher, config, results)
-    return teacher_logits(pairs, data, teacher, config, results) if teacher else [None] * len(pairs)
+    if teacher:
+        return teacher_logits(pairs, data, teacher, config, results)
+    soft = [synset.targets() for synset, _ in pairs]
+    return [None if t is None else t.to(data.device, data.x_train.dtype) for t in soft]
 
 
 def ids_of(pairs: Pairs) -> list[str]:
@@ -531,8 +538,28 @@ def check_request(
             f"the set has labels up to {int(synset.labels.max())}, "
             f"the data {len(data.classes)} classes"
         )
+    if synset.space != data.space:
+        raise DDError(
+            f"images of the set are in space {synset.space!r}, of the data in {data.space!r}; both "
+            "must be the same (ddlib.whitened(data) are in 'zca')"
+        )
     for name in ("mean", "std"):
         a, b = getattr(synset, name), getattr(data, name)
         if a is not None and max(abs(x - y) for x, y in zip(a, b, strict=True)) > 1e-4:
             a, b = ([round(value, 4) for value in values] for values in (a, b))
             raise DDError(f"the set is normalised with {name} {a}, the data with {b}")
+
+
+def check_soft(synset: SyntheticSet, data: Data, protocol: Protocol) -> None:
+    """Raise `DDError` for soft labels that the protocol does not use, or of other classes."""
+    if synset.soft_labels is None:
+        return
+    if not protocol.soft:
+        able = ", ".join(name for name, known in PROTOCOLS.items() if known.soft)
+        raise DDError(
+            f"protocol {protocol.name!r} has no use for the soft labels of a set; valid: {able}, "
+            "or a set without them: dataclasses.replace(synset, soft_labels=None)"
+        )
+    if len(synset.classes) != len(data.classes):
+        counts = f"{len(synset.classes)} classes, the data {len(data.classes)}"
+        raise DDError(f"the set has soft labels of {counts}; they must agree")

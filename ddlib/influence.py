@@ -48,4 +48,5 @@ def influence(
 def without(synset: SyntheticSet, i: int) -> SyntheticSet:
     """The set without its image `i`."""
     kept = torch.arange(len(synset), device=synset.labels.device) != i
-    return replace(synset, images=synset.images[kept], labels=synset.labels[kept])
+    soft = None if synset.soft_labels is None else synset.soft_labels[kept]
+    return replace(synset, images=synset.images[kept], labels=synset.labels[kept], soft_labels=soft)

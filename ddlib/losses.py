@@ -1,14 +1,13 @@
 """Evaluation protocols: what a net descends while it is trained on a synthetic set (arXiv
 2402.13007, section 3.3).
 
-`ce`            plain cross-entropy: the fair baseline. `kd`            the paper's equation 1 in
-Hinton's form: alpha tau^2 KL(teacher || student), both softened by
-                tau, plus (1 - alpha) CE.
+`ce`            plain cross-entropy: the fair baseline. Of a set with soft labels, against these.
+`kd`            the paper's equation 1 in Hinton's form: alpha tau^2 KL(teacher || student), both
+                softened by tau, plus (1 - alpha) CE.
 `authors-2023`  what the released code does, for the audit of Table 4 only: (1 - alpha) CE + alpha
-tau^3
-                KL(student || teacher) of unsoftened probabilities, tau x 0.9 after every epoch,
-                alpha 0.5; and half a CE where it says "no KD". Probabilities are clamped, so that
-                it cannot become NaN where the released code did.
+                tau^3 KL(student || teacher) of unsoftened probabilities, tau x 0.9 after every
+                epoch, alpha 0.5; and half a CE where it says "no KD". Probabilities are clamped, so
+                that it cannot become NaN where the released code did.
 `elf`, `kd-real`  learn from a net trained on real images: see `ddlib.elf`.
 """
 
@@ -48,6 +47,7 @@ class Protocol:
     teacher's logits; see `evaluate.prepare_targets` for a `prepare` of one's own. `options`: the
     protocol's own settings and their defaults, which `EvalConfig.options` overrides.
     `check(net, data, config)` raises `DDError` for what it cannot do, before anything is trained.
+    `soft`: whether the loss takes the soft labels of a set, probabilities [N, C], as its targets.
     """
 
     name: str
@@ -57,13 +57,14 @@ class Protocol:
     prepare: Callable[..., Sequence[Any]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[..., None] | None = None
+    soft: bool = False
 
 
 def ce_loss(
-    logits: Tensor, labels: Tensor, teacher_logits: None, config: EvalConfig, epoch: int | Tensor
+    logits: Tensor, labels: Tensor, soft: Tensor | None, config: EvalConfig, epoch: int | Tensor
 ) -> Tensor:
-    """Plain cross-entropy, mean over N."""
-    return F.cross_entropy(logits, labels)
+    """Plain cross-entropy, mean over N; with `soft` labels, probabilities [N, C], against these."""
+    return F.cross_entropy(logits, labels if soft is None else soft)
 
 
 def kd_loss(
@@ -101,7 +102,7 @@ def authors_loss(
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("ce", "never", ce_loss),
+        Protocol("ce", "never", ce_loss, soft=True),
         Protocol("kd", "always", kd_loss),
         Protocol("authors-2023", "optional", authors_loss),
     )

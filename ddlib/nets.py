@@ -6,8 +6,9 @@ Shapes: every net maps images [N, channels, side, side] in normalised pixel spac
 a 32x32 image; at 64 and 128 the linear layers take the larger maps.
 
 A net from outside is any `torch.nn.Module` class whose instances map images to logits. Its
-`__init__` gets of `channels`, `side`, `classes`, `width`, `depth` and `width_factor` what it names.
-The class itself goes wherever a name goes; `register_net` makes its name known.
+`__init__` gets of `channels`, `side`, `classes` (or torchvision's `num_classes`), `width`, `depth`
+and `width_factor` what it names. The class itself goes wherever a name goes; `register_net` makes
+its name known. `FURTHER` nets are known by name too, but are in no table unless they are asked for.
 """
 
 import contextlib
@@ -316,6 +317,8 @@ NETS: dict[str, type[nn.Module]] = {
     net.__name__: net for net in (ConvNet, MLP, LeNet, AlexNet, VGG11, ResNet18)
 }
 
+FURTHER = ("DenseNet121", "MobileNetV2")  # of `furthernets`, which is imported when one is used
+
 
 @public
 def register_net(cls: type[nn.Module]) -> type[nn.Module]:
@@ -331,14 +334,24 @@ def register_net(cls: type[nn.Module]) -> type[nn.Module]:
 def net_class(net: str | type[nn.Module], role: str = "net") -> type[nn.Module]:
     """The class of a net that is given by its name or as the class; errors say its `role`."""
     if isinstance(net, str):
-        return NETS[check_choice(role, net, NETS)]
+        return named_class(check_choice(role, net, (*NETS, *FURTHER)))
     if not (isinstance(net, type) and issubclass(net, nn.Module)):
         kind = net.__name__ if isinstance(net, type) else f"an object of type {type(net).__name__}"
-        raise DDError(f"{role} is {kind}; allowed: a torch.nn.Module class, or {', '.join(NETS)}")
-    other = NETS.get(net.__name__, net)
+        names = ", ".join((*NETS, *FURTHER))
+        raise DDError(f"{role} is {kind}; allowed: a torch.nn.Module class, or {names}")
+    other = named_class(net.__name__) or net
     if (other.__module__, other.__qualname__) != (net.__module__, net.__qualname__):
         raise DDError(f"another net is called {net.__name__!r}; give the class another name")
     return net
+
+
+def named_class(name: str) -> Any:
+    """The class that is known by this name, None if there is none."""
+    if name in FURTHER:
+        from . import furthernets
+
+        return getattr(furthernets, name)
+    return NETS.get(name)
 
 
 def net_name(net: str | type[nn.Module]) -> str:
@@ -383,6 +396,8 @@ def build_net(
             check_choice(
                 f"option of {cls.__name__}", option, (*known, "channels", "side", "classes")
             )
+        if "classes" in options:
+            options = {"num_classes": options["classes"]} | options
         options = {name: value for name, value in options.items() if name in known}
     try:
         inspect.signature(cls).bind(**options)

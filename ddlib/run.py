@@ -131,7 +131,8 @@ class Run:
             **self.measures(),
         }
         about = data.mean, data.std, data.classes, data.name, self.iteration
-        return SyntheticSet(images, self.labels.cpu(), *about, to_dict(self.config), provenance)
+        made = to_dict(self.config), provenance
+        return SyntheticSet(images, self.labels.cpu(), *about, *made, space=data.space)
 
     def result(self) -> SyntheticSet:
         """The set at the last iteration, with `history` and `log`."""

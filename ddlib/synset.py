@@ -1,35 +1,32 @@
 """The synthetic set: what distillation makes, evaluation trains on, and others can load."""
 
 import base64
-import contextlib
 import hashlib
 import io
 import json
-import pickle
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .datasets import DATASETS
 from .errors import DDError, check_choice, first_line
+from .layouts import LAYOUTS, OWN, SPACES, matched_classes, normalisation, read_layout
 from .machine import pick_device
 from .public import public
-from .store import UNREADABLE, check_size, dumps, load_tensors, save_tensors, write_atomic
+from .store import UNREADABLE, dumps, load_tensors, save_tensors, write_atomic
 
 FORMAT = 1
 INFO = ("dataset", "iteration", "mean", "std", "classes", "config", "provenance")
+MORE: dict[str, Any] = {"space": "normalised", "soft_kind": "logits", "lr": None, "recipe": {}}
 SHOWN = 10  # classes, and images of each, of a notebook's picture
 THUMBNAIL = 32  # pixels
-LARGEST = 1000.0  # a pixel of a foreign file, in normalised pixel space
 
 
 @public
@@ -38,10 +35,14 @@ class SyntheticSet(torch.utils.data.Dataset):
     """A few images per class and all that is needed to use them correctly.
 
     `images`: float32 [N, C, side, side] in normalised pixel space: (pixel in [0, 1] - mean) / std,
-    per channel. `labels`: int64 [N], sorted. `config`: the full settings of the distillation.
-    `provenance`: versions, git revision, device, seeds, wall time, diverged iterations. `history`
-    (sets at earlier iterations) and `log` (a DataFrame, a row per iteration) are not saved. As a
-    `torch.utils.data.Dataset` it yields (image, label); a notebook shows it as thumbnails.
+    per channel; if `space` is "zca", as `ddlib.whitened` makes images. `labels`: int64 [N], sorted.
+    `config`: the full settings of the distillation. `provenance`: versions, git revision, device,
+    seeds, wall time, diverged iterations. `soft_labels`: [N, classes], of the `soft_kind` "logits"
+    or "probabilities", on which nets are to be trained instead of `labels`. `lr`: the learning rate
+    that was learned with the images, `recipe`: how nets are meant to be trained on them; `evaluate`
+    uses neither by itself. `history` (sets at earlier iterations) and `log` (a DataFrame, a row per
+    iteration) are not saved. As a `torch.utils.data.Dataset` it yields (image, label); a notebook
+    shows it as thumbnails.
     """
 
     images: Tensor
@@ -55,6 +56,11 @@ class SyntheticSet(torch.utils.data.Dataset):
     provenance: dict[str, Any] = field(default_factory=dict)
     history: list["SyntheticSet"] = field(default_factory=list, compare=False)
     log: Any = field(default=None, compare=False)
+    space: str = "normalised"
+    soft_labels: Tensor | None = None
+    soft_kind: str = "logits"
+    lr: float | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.images, self.labels = self.images.detach(), self.labels.to(self.images.device)
@@ -71,6 +77,17 @@ class SyntheticSet(torch.utils.data.Dataset):
         if self.mean is not None and not means == len(self.std or ()) == channels:
             numbers = f"their mean {means}, their std {len(self.std or ())}"
             raise DDError(f"images have {channels} channels, {numbers}; they must agree")
+        check_choice("space", self.space, ("normalised", "zca"))
+        check_choice("kind of soft labels", self.soft_kind, ("logits", "probabilities"))
+        if self.soft_labels is not None:
+            soft = self.soft_labels = self.soft_labels.detach().to(self.images)
+            if soft.shape != (len(self), len(self.classes)) or not torch.isfinite(soft).all():
+                needed = f"finite numbers [{len(self)}, {len(self.classes)}]"
+                raise DDError(f"soft labels are {list(soft.shape)}; needed: {needed}")
+            if self.soft_kind == "probabilities" and not are_probabilities(soft):
+                raise DDError(
+                    "soft labels are no probabilities; needed: from 0, rows that sum to 1"
+                )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,6 +99,9 @@ class SyntheticSet(torch.utils.data.Dataset):
         shape, about = "x".join(map(str, self.images.shape[1:])), self.config | {"ipc": self.ipc}
         names = [name for name in ("ipc", "method", "pool", "seed") if name in about]
         settings = ", ".join(f"{name} {about[name]}" for name in names)
+        settings += f", lr {self.lr:.4g}" if self.lr is not None else ""
+        settings += f", soft labels ({self.soft_kind})" if self.soft_labels is not None else ""
+        settings += ", whitened (zca)" if self.space == "zca" else ""
         return (
             f"SyntheticSet({self.dataset!r}: {len(self)} images {shape}, {len(self.classes)} "
             f"classes; {settings}, iteration {self.iteration};\n"
@@ -91,7 +111,7 @@ class SyntheticSet(torch.utils.data.Dataset):
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """What a notebook shows: the text, and thumbnails if the normalisation is known."""
         shown = {"text/plain": repr(self)}
-        if self.mean is not None and self.images.shape[1] in (1, 3):
+        if self.mean is not None and self.space != "zca" and self.images.shape[1] in (1, 3):
             shown["image/png"] = base64.b64encode(self.thumbnails()).decode()
         return shown
 
@@ -103,15 +123,24 @@ class SyntheticSet(torch.utils.data.Dataset):
     @property
     def id(self) -> str:
         """A fingerprint of the pixels and labels: results belong to exactly these."""
-        return fingerprint(self.images, self.labels)[:12]
+        soft = () if self.soft_labels is None else (self.soft_labels, self.soft_kind)
+        space = () if self.space == "normalised" else (self.space,)
+        return fingerprint(self.images, self.labels, *soft, *space)[:12]
+
+    def targets(self) -> Tensor | None:
+        """The soft labels as probabilities, [N, classes]; None without them."""
+        if self.soft_labels is None or self.soft_kind == "probabilities":
+            return self.soft_labels
+        return self.soft_labels.softmax(1)
 
     def images01(self) -> Tensor:
         """Images for viewing, [N, C, side, side] in [0, 1]: normalisation undone, then clipped."""
-        if self.mean is None:
+        if self.mean is None or self.std is None:
             hint = "load_synset(path, dataset='cifar10')"
             raise DDError(f"the normalisation of this set is unknown; name it: {hint}")
-        device = self.images.device
-        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.mean, self.std))
+        if self.space == "zca":
+            raise DDError("whitened images (zca) cannot be shown; allowed: normalised ones")
+        mean, std = (channels(v).to(self.images.device) for v in (self.mean, self.std))
         return (self.images * std + mean).clamp(0, 1)
 
     def thumbnails(self) -> bytes:
@@ -123,7 +152,8 @@ class SyntheticSet(torch.utils.data.Dataset):
         classes, counts = self.labels.unique(return_counts=True)
         columns, file = min(SHOWN, int(counts.min())), io.BytesIO()
         rows = torch.cat([(self.labels == c).nonzero()[:columns, 0] for c in classes[:SHOWN]])
-        shown = replace(self, images=self.images[rows], labels=self.labels[rows]).images01()
+        images, labels = self.images[rows], self.labels[rows]
+        shown = replace(self, images=images, labels=labels, soft_labels=None).images01()
         small = F.adaptive_avg_pool2d(shown.float(), min(shown.shape[-1], THUMBNAIL))
         save_image(small, file, "png", nrow=columns if columns > 1 else SHOWN, pad_value=1)
         return file.getvalue()
@@ -135,7 +165,9 @@ class SyntheticSet(torch.utils.data.Dataset):
         """
         path = with_ending(path)
         info = {"id": self.id, "format": FORMAT} | {name: getattr(self, name) for name in INFO}
-        save_tensors(path, {"images": self.images, "labels": self.labels}, info)
+        info |= {k: getattr(self, k) for k, usual in MORE.items() if getattr(self, k) != usual}
+        soft = {} if self.soft_labels is None else {"soft_labels": self.soft_labels}
+        save_tensors(path, {"images": self.images, "labels": self.labels} | soft, info)
         write_atomic(path.with_suffix(".json"), dumps(info))
         return path
 
@@ -150,7 +182,9 @@ class SyntheticSet(torch.utils.data.Dataset):
                 raise DDError(f"{path} has format {info['format']}; this ddlib reads {FORMAT}")
             about = {name: info[name] for name in INFO} | {"classes": tuple(info["classes"])}
             about |= {k: None if about[k] is None else tuple(about[k]) for k in ("mean", "std")}
-            synset = cls(tensors["images"], tensors["labels"], **about)
+            about |= {name: info[name] for name in MORE if name in info}
+            soft = tensors.get("soft_labels")
+            synset = cls(tensors["images"], tensors["labels"], **about, soft_labels=soft)
         except (KeyError, TypeError) as error:
             raise DDError(f"{path} is no synthetic set (its header lacks {error})") from error
         known = info.get("id") or id_beside(path)
@@ -162,7 +196,9 @@ class SyntheticSet(torch.utils.data.Dataset):
     def to(self, device: torch.device | str) -> "SyntheticSet":
         """The same set on another device."""
         place = pick_device(str(device))
-        return replace(self, images=self.images.to(place), labels=self.labels.to(place))
+        soft = None if self.soft_labels is None else self.soft_labels.to(place)
+        images, labels = self.images.to(place), self.labels.to(place)
+        return replace(self, images=images, labels=labels, soft_labels=soft)
 
     @public
     def export_pngs(self, folder: str | Path) -> list[Path]:
@@ -190,12 +226,24 @@ class SyntheticSet(torch.utils.data.Dataset):
         return paths
 
 
-def fingerprint(*tensors: Tensor) -> str:
-    """sha256 over the numbers of tensors, such as pixels and labels; hexadecimal."""
+def fingerprint(*parts: Tensor | str) -> str:
+    """sha256 over the numbers of tensors, such as pixels and labels, or words; hexadecimal."""
     content = hashlib.sha256()
-    for tensor in tensors:
-        content.update(tensor.cpu().contiguous().numpy().data)
+    for part in parts:
+        content.update(
+            part.encode() if isinstance(part, str) else part.cpu().contiguous().numpy().data
+        )
     return content.hexdigest()
+
+
+def are_probabilities(soft: Tensor) -> bool:
+    """Whether rows are at least 0 and sum to 1, but for roundings."""
+    return bool((soft >= 0).all() and ((soft.sum(1) - 1).abs() < 1e-3).all())
+
+
+def channels(values: Sequence[float]) -> Tensor:
+    """A mean or std as a tensor [C, 1, 1]."""
+    return torch.tensor(values).view(-1, 1, 1)
 
 
 def id_beside(path: Path) -> str | None:
@@ -221,70 +269,55 @@ def with_ending(path: str | Path) -> Path:
 
 
 @public
-def load_synset(path: str | Path, index: int = -1, dataset: str | None = "cifar10") -> SyntheticSet:
-    """Read a synthetic set: ddlib's own .safetensors, or a .pt file as the DC family has them.
+def load_synset(
+    path: str | Path,
+    index: int = -1,
+    dataset: str | None = "cifar10",
+    layout: str = "auto",
+    space: str | None = None,
+    factor: int = 1,
+) -> SyntheticSet:
+    """Read a synthetic set: ddlib's own .safetensors, or what others publish (`ddlib.layouts`).
 
-    Such a .pt holds `{"data": [[images, labels], ...]}`; `index` chooses the entry, by default the
-    last. It says nothing of its normalisation: `dataset` names whose it is (None if unknown).
-    Accuracies stored beside the images (`accs_all_exps`) come back in percent, in
-    `provenance["accuracies"]`. Nothing in the file is executed. `DDError` for anything else.
+    `layout` "auto" tells the layouts apart by what they hold. `dataset` names whose normalisation,
+    and classes, the images have (None if unknown; then what is in [0, 1] stays so). `space`: what
+    the numbers mean, "normalised", "pixels" (in [0, 1]; they are normalised here) or "zca"; to be
+    named for layouts that leave it open. `factor`: each stored image is so many tiles along a side,
+    and so many images squared here (IDC; HMDC's files say it themselves). `index` chooses the entry
+    of a DC file, by default the last. Learning rates, soft labels and stored accuracies (percent,
+    `provenance["accuracies"]`) come along. Nothing in a file is executed. `DDError` for anything
+    else: a line.
     """
+    check_choice("layout", layout, ("auto", *LAYOUTS))
+    check_choice("space", space, (None, *SPACES))
     path = Path(path)
-    if path.suffix != ".pt":
+    path = path / OWN if path.is_dir() and (path / OWN).is_file() and layout != "folder" else path
+    own = not path.is_dir() and path.suffix not in (".pt", ".pth", ".npz")
+    if layout == "ddlib" or (layout == "auto" and own):
         return SyntheticSet.load(path)
-    content = read_pt(path)
-    try:
-        entries: Any = dict(content)["data"] if isinstance(content, dict) else None
-        images, given = (torch.as_tensor(part) for part in entries[index])
-        check_size(path, images.numel() + given.numel())
-        images, labels = images.float(), given.long()
-        stored = content.get("accs_all_exps", {}).items()
-        accuracies = {str(net): [100 * float(a) for a in values] for net, values in stored}
-        if not (torch.equal(labels, given) and int(labels.min()) >= 0):
-            raise ValueError("labels that are no integers from 0")
-        if int(labels.max()) >= len(labels):
-            raise ValueError("more classes than images")
-        if not images.abs().max() <= LARGEST:  # nor NaN
-            raise ValueError("pixels beyond what is learned")
-    except IndexError as error:
-        raise DDError(f"{path} has no entry {index}; it holds {len(entries)}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        needed = f"{{'data': [[images, labels], ...]}}, finite pixels up to {LARGEST:g}"
-        reason = f"({first_line(error)}); needed: {needed}, labels from 0"
-        raise DDError(f"{path} is no set of the DC family {reason}") from error
-    about = *normalisation(dataset, int(labels.max()) + 1), dataset or "unknown"
-    provenance = {"source": path.name, "entry": index, "accuracies": accuracies}
-    synset = SyntheticSet(images, labels, *about, provenance=provenance)
-    seed = index if index >= 0 else len(entries) + index
-    return replace(synset, config={"ipc": synset.ipc, "pool": path.stem, "seed": seed})
-
-
-def read_pt(path: Path) -> Any:
-    """The content of a .pt file of tensors and numbers; nothing in it is executed."""
-    if not path.is_file():
-        raise DDError(f"no file {path}")
-    # Stored accuracies are numpy scalars; numpy < 2 pickled them under the old module name.
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as file:
-        check_size(path, sum(part.file_size for part in file.infolist()) // 4)
-    allowed: list[Any] = [*((scalar, name) for name in names), np.dtype, type(np.dtype(np.float64))]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, LookupError, pickle.PickleError, *UNREADABLE) as error:
-        reason = f"damaged, or holds more than tensors and numbers ({first_line(error)})"
-        raise DDError(f"{path} is {reason}") from error
-
-
-def normalisation(dataset: str | None, classes: int) -> tuple[Any, Any, tuple[str, ...]]:
-    """Mean, std and class names of a data set known by name; (None, None, numbers) for None."""
-    numbers = tuple(str(c) for c in range(classes))
-    if dataset is None:
-        return None, None, numbers
-    known = [name for name, about in DATASETS.items() if about.mean]
-    about = DATASETS[check_choice("normalisation", dataset, [*known, None])]
-    names = about.classes or numbers
-    if classes > len(names):
-        raise DDError(f"the set has {classes} classes; {dataset} has {len(names)}")
-    return about.mean, about.std, names
+    found = read_layout(path, layout, index, space, factor)
+    soft, about = found.labels.ndim == 2, dict(found.about)
+    labels = found.labels.argmax(1) if soft else found.labels
+    n = found.labels.shape[1] if soft else int(labels.max()) + 1
+    mean, std, classes = normalisation(dataset, n)
+    if found.names:
+        known = DATASETS[dataset].classes if dataset else None
+        classes, labels = matched_classes(path, found.names, labels, known)
+    images, plain = found.images, ((0.0,) * found.images.shape[1], (1.0,) * found.images.shape[1])
+    if found.space == "zca" or (found.space == "pixels" and mean is None):
+        mean, std = plain
+    elif found.space == "pixels" and len(mean) == images.shape[1]:
+        images = (images - channels(mean)) / channels(std)
+    config = {"pool": about.pop("pool"), "seed": about.pop("seed", 0)}
+    synset = SyntheticSet(
+        images,
+        labels,
+        *(mean, std, classes, dataset or "unknown"),
+        config=config | ({"method": "unknown"} if about["layout"] != "dc" else {}),
+        provenance={"source": path.name} | about,
+        space="zca" if found.space == "zca" else "normalised",
+        soft_labels=found.labels if soft else None,
+        soft_kind="probabilities" if soft and are_probabilities(found.labels) else "logits",
+        lr=found.lr,
+    )
+    return replace(synset, config={"ipc": synset.ipc} | synset.config)

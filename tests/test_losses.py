@@ -141,8 +141,22 @@ def test_labels_and_teacher_are_those_of_the_batch(protocol, batch):
         "kd": kd_loss(logits[batch], labels[batch], teacher[batch], 0.3, 2.0),
         "authors-2023": authors_loss(logits[batch], labels[batch], teacher[batch], 0.3, 2.0, 6),
     }[protocol]
-    step = PROTOCOLS[protocol].loss(logits[batch], labels[batch], teacher[batch], config, 6)
+    targets = None if protocol == "ce" else teacher[batch]
+    step = PROTOCOLS[protocol].loss(logits[batch], labels[batch], targets, config, 6)
     assert torch.equal(step, expected)
+
+
+def test_ce_on_soft_labels_by_hand():
+    """Minus the sum of target times log probability; one-hot targets are the plain loss."""
+    logits, labels, other = random_case()
+    soft = torch.from_numpy(softmax(other.numpy()))
+    expected = -(soft.numpy() * np.log(softmax(logits.numpy()))).sum(1).mean()
+    loss = PROTOCOLS["ce"].loss
+    assert float(loss(logits, labels, soft, EvalConfig(), 0)) == pytest.approx(expected, rel=1e-12)
+    one_hot = F.one_hot(labels, 4).double()
+    assert float(loss(logits, labels, one_hot, EvalConfig(), 0)) == pytest.approx(
+        float(loss(logits, labels, None, EvalConfig(), 0)), rel=1e-12
+    )
 
 
 def test_a_step_takes_labels_and_targets_of_its_batch():

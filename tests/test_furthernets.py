@@ -1,0 +1,151 @@
+"""DenseNet-121, MobileNetV2 and torchvision's own nets: built, trained as by the plain loop."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchvision
+from conftest import make_data, refused
+from torch import nn
+
+from ddlib import EvalConfig, evaluate, random_real
+from ddlib.evaluate import fresh_net
+from ddlib.nets import FURTHER, NETS, SIDES, build_net, net_name, width_options
+from ddlib.rng import stream
+from ddlib.store import ROOT
+from ddlib.study import PROFILES
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import plain
+
+# A rate at which roundings hardly grow; at 0.02 MobileNetV2's become 2% of an update in 9 steps
+SCHEDULE = {"epochs": 3, "lr": 0.002, "momentum": 0.9, "weight_decay": 5e-3, "batch": 4}
+SLIM = {"width_factor": 0.1, "precision": "float64"}
+EXACT = 1e-9  # as in test_witness.py: of an update, in proportion to it
+
+
+@pytest.fixture(scope="module")
+def colours():
+    return make_data(classes=3, per_class=4, channels=3, side=32)
+
+
+def plain_densenet():
+    """torchvision's with the stem of small images, growth 4 (a tenth of 32, of which 4 is left)."""
+    net = torchvision.models.DenseNet(4, (6, 12, 24, 16), 8, num_classes=3)
+    net.features.conv0 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    net.features.pool0 = nn.Identity()
+    return net
+
+
+def plain_mobilenet():
+    """torchvision's of a tenth of the width with strides 1 in the stem and the second stage."""
+    stages = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1]]
+    stages += [[6, 160, 3, 2], [6, 320, 1, 1]]
+    net = torchvision.models.MobileNetV2(3, 0.1, stages, round_nearest=4, dropout=0.0)
+    net.features[0][0].stride = (1, 1)
+    return net
+
+
+class Squeeze(torchvision.models.SqueezeNet):
+    """A net of torchvision made one of ddlib's in two lines; without dropout, which is random."""
+
+    def __init__(self, classes):
+        super().__init__("1_1", classes, dropout=0.0)
+
+
+def flat(net):
+    """All weights and statistics of batch norm, in one row."""
+    return torch.cat([t.double().flatten() for t in net.state_dict().values()])
+
+
+PLAIN = {"DenseNet121": plain_densenet, "MobileNetV2": plain_mobilenet}
+
+
+@pytest.mark.parametrize("name", [*FURTHER, Squeeze], ids=net_name)
+def test_they_are_trained_and_tested_as_by_the_plain_loop(colours, trainings, name):
+    """SGD written out, a parameter at a time, on contiguous images and one thread; all weights, and
+    the statistics of batch norm, after nine steps and lr's drop.
+    """
+    wide, config = colours.to(dtype=torch.float64), EvalConfig(**SCHEDULE, **SLIM)
+    start = fresh_net(name, wide, config, stream(0, "eval", net_name(name)))
+    slow = PLAIN.get(name, lambda: Squeeze(3))().double()
+    slow.load_state_dict(start.state_dict())
+    synset = random_real(colours, 3, 0)
+    rows = evaluate(synset, colours, [name], n_eval=1, config=config, progress=False)
+    loss = plain.protocol_loss("ce", synset.labels)
+    images = synset.images.double().contiguous()
+    plain.train(slow, images, loss, stream(0, "batches", net_name(name)), **SCHEDULE)
+    fast, plainly, before = (flat(net) for net in (trainings[0].net, slow, start))
+    assert not rows["diverged"].any()
+    assert (fast - plainly).norm() <= EXACT * (plainly - before).norm()
+    assert rows["accuracy"].tolist() == [plain.accuracy(slow, wide.x_test, wide.y_test)]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "features"),
+    [("DenseNet121", 6_956_426, 1024), ("MobileNetV2", 2_236_682, 1280)],
+)
+def test_they_are_of_the_published_size(name, parameters, features):
+    """Of torchvision's own, but for the 3x3 stem and the classifier of 10 classes."""
+    with torch.device("meta"):
+        net = build_net(name, channels=3, side=32, classes=10)
+        whole = getattr(torchvision.models, name.lower().replace("v2", "_v2"))()
+    count = sum(p.numel() for p in net.parameters())
+    own = sum(p.numel() for p in whole.parameters()) - 990 * (features + 1)
+    stem = {"DenseNet121": 64 * 3 * (49 - 9), "MobileNetV2": 0}[name]
+    assert count == parameters == own - stem
+
+
+@pytest.mark.parametrize("name", FURTHER)
+@pytest.mark.parametrize("side", SIDES)
+def test_features_are_what_the_classifier_reads(name, side):
+    net = build_net(name, stream(0, "x"), channels=1, side=side, classes=3, width_factor=0.1).eval()
+    images = torch.randn(2, 1, side, side)
+    with torch.no_grad():
+        assert torch.allclose(net.classifier(net.embed(images)), net(images), atol=1e-5)
+        maps = net.features(images).shape[-1]
+    assert maps == {28: 4, 32: 4, 64: 8, 128: 16}[side]
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_they_are_known_by_name_and_the_same_every_time(name):
+    one, two = (build_net(name, stream(3, "x"), width_factor=0.1).state_dict() for _ in range(2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert net_name(name) == name
+    assert width_options(name, 5, 2, 0.5) == {"width_factor": 0.5}
+    with refused("48", "28, 32, 64, 128"):
+        build_net(name, side=48)
+
+
+def test_no_table_has_them_unless_it_is_asked():
+    assert not set(FURTHER) & set(NETS) and len(NETS) == 6
+    assert all(not set(FURTHER) & set(profile.nets) for profile in PROFILES.values())
+    code = "import sys, ddlib; print('ddlib.furthernets' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"
+
+
+def test_a_misspelt_name_is_refused_with_them_among_the_valid():
+    with refused("'DenseNet12'", "did you mean 'DenseNet121'", "MobileNetV2"):
+        build_net("DenseNet12")
+
+
+def test_torchvisions_class_of_that_name_is_another_net():
+    """Its rows would be found as those of ours."""
+    with refused("'MobileNetV2'", "another name"):
+        build_net(torchvision.models.MobileNetV2)
+
+
+def test_a_class_of_torchvision_goes_wherever_a_name_goes(colours):
+    """It gets the number of classes as `num_classes`."""
+    net = torchvision.models.SqueezeNet
+    assert build_net(net, classes=3)(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    rows = evaluate(random_real(colours, 1, 0), colours, [net], n_eval=2, epochs=1, progress=False)
+    assert rows["net"].tolist() == ["SqueezeNet"] * 2 and not rows["diverged"].any()
+
+
+def test_an_object_has_no_fresh_weights_for_each_seed(colours):
+    with refused("object of type Squeeze", "torch.nn.Module class"):
+        evaluate(random_real(colours, 1, 0), colours, [Squeeze(3)])
