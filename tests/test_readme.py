@@ -77,7 +77,10 @@ def test_no_committed_row_is_of_the_faulty_path():
     "path",
     [
         "README.md",
-        *(f"docs/{name}.md" for name in ("method", "methods", "extending", "speed", "cluster")),
+        *(
+            f"docs/{name}.md"
+            for name in ("method", "methods", "extending", "speed", "cluster", "claims")
+        ),
     ],
 )
 def test_every_link_and_picture_exists(path):
