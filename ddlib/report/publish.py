@@ -103,6 +103,7 @@ def docs_parts(profile: str) -> dict[str, str]:
     rates = pd.read_csv(RATES).round(2)
     return {
         "claims": to_markdown(claims_table(profile)),
+        "claim map": to_markdown(claim_map(profile)),
         "agreement": to_markdown(agreement_table(compatible(rows, scope))),
         "free baselines": to_markdown(free_table(rows, scope)),
         "class means": free_sentence(claim_cells(rows, scope), scope.ipcs[0]) + "\n",
@@ -183,6 +184,35 @@ def claims_by_ipc(found: pd.DataFrame, column: str = "ipc ") -> pd.DataFrame:
     table = pd.DataFrame(columns).pivot(index="claim", columns="ipc", values="cell")
     order = [column + str(ipc) for ipc in found["ipc"].unique()]
     return table.reindex(index=found["claim"].unique(), columns=order).reset_index()
+
+
+def claim_map(profile: str) -> pd.DataFrame:
+    """A line per verdict that has rows: claim, command, expected; then the commands that make the
+    rows, with the hours that the committed ones took.
+    """
+    lines = []
+    for name in (profile, SHORT):
+        found = claims_of(name) if has_rows(name) else pd.DataFrame()
+        for one in found.to_dict("records"):
+            if one["n"]:
+                verdict = f"{one['verdict']} ({one['measured']}; n {one['n']})"
+                claim = f"{one['claim']}, ipc {one['ipc']}, `{name}`"
+                table = f"[claim {one['number']}](../paper/tables/{name}-claims.csv)"
+                lines.append((claim, "`make tables`", f"{table}: {verdict}"))
+    commands = {
+        profile: "make paper BUDGET=8m STORE=DIR`, again and again",
+        SHORT: f"python -m ddlib work --profile {SHORT}`",
+        METHODS: f"make reproduce PROFILE={METHODS}`",
+    }
+    for name, command in commands.items():
+        if has_rows(name):
+            folder = ROOT / "paper" / "results" / name
+            tables = (pd.read_csv(folder / f"{table}.csv") for table in ("sets", "rows"))
+            hours = [table["seconds"].sum() / 3600 for table in tables]
+            took = f"took {hours[0]:.1f} hours for the sets, {hours[1]:.1f} for the nets"
+            rows = f"[its rows](../paper/results/{name}/rows.csv), which {took}"
+            lines.append((f"The rows of `{name}`", f"`{command}", rows))
+    return pd.DataFrame(lines, columns=["claim", "command", "expected"])
 
 
 def schedule_table(profile: str) -> pd.DataFrame:

@@ -1,0 +1,87 @@
+"""What a stranger meets: the installed package, how to cite it, what to run for a claim."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import ddlib
+from ddlib.store import ROOT
+from ddlib.study import PROFILES
+
+CLAIMS = (ROOT / "docs" / "claims.md").read_text()
+
+
+def done(*words, **how):
+    return subprocess.run(words, capture_output=True, text=True, **how)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("setuptools"), reason="a wheel needs setuptools")
+def test_a_wheel_runs_outside_the_checkout(tmp_path):
+    """Of a copy, since a build leaves files where it is done."""
+    pip, copy = (sys.executable, "-m", "pip", "-q"), tmp_path / "copy"
+    shutil.copytree(ROOT / "ddlib", copy / "ddlib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    offline = "--no-deps", "--no-index"
+    built = done(*pip, "wheel", *offline, "--no-build-isolation", "-w", tmp_path, copy)
+    [wheel] = tmp_path.glob("*.whl")
+    assert built.returncode == 0 and wheel.name.startswith(f"ddlib-{ddlib.__version__}-")
+    site = tmp_path / "site"
+    assert done(*pip, "install", *offline, "--target", site, wheel).returncode == 0
+    how = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(site)}}
+    code = (
+        "import ddlib, ddlib.report.pdf, ddlib.study.launcher as l\n"
+        "from ddlib.study import PROFILES\n"
+        "print(ddlib.__file__, ddlib.__version__, *PROFILES)\n"
+        "print(ddlib.build_net('MobileNetV2', width_factor=0.1).classifier[1].out_features)"
+    )
+    told = done(sys.executable, "-c", code, **how)
+    place, version, *rest = told.stdout.split()
+    assert place == str(site / "ddlib" / "__init__.py") and version == ddlib.__version__
+    assert rest == [*PROFILES, "10"]
+    told = done(sys.executable, "-m", "ddlib", "--profile", "quick", **how)
+    assert told.returncode == 2 and "needs a checkout" in told.stderr
+    assert told.stderr.count("\n") == 1 and not told.stdout
+
+
+def test_the_citation_has_the_fields_of_its_schema():
+    """Those that version 1.2.0 of the format requires, here and of each reference."""
+    about = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert about["cff-version"] == "1.2.0" and about["type"] == "software"
+    assert str(about["version"]) == ddlib.__version__ and about["license"] == "MIT"
+    for entry in (about, *about["references"]):
+        assert isinstance(entry["title"], str) and entry["authors"]
+        for author in entry["authors"]:
+            assert set(author) in ({"name"}, {"family-names", "given-names"})
+    assert {"message", "title", "authors"} <= set(about)
+    known = {"cff-version", "message", "title", "type", "authors", "version", "date-released"}
+    assert set(about) <= known | {"license", "abstract", "keywords", "references"}
+    assert [entry["type"] for entry in about["references"]] == ["article"]
+
+
+def test_the_last_change_is_of_this_version():
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first[1] == ddlib.__version__
+
+
+def test_containers_install_by_the_makefile():
+    target = "make .venv/bin/.installed"
+    about = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert about["postCreateCommand"] == target
+    assert target in (ROOT / "Dockerfile").read_text()
+    assert "$(BIN)/.installed: pyproject.toml" in (ROOT / "Makefile").read_text()
+
+
+def test_commands_of_claims_exist():
+    makefile, used = (ROOT / "Makefile").read_text(), re.findall(r"`make ([\w ]+)", CLAIMS)
+    targets = {word for words in used for word in words.split() if not word.isupper()}
+    assert len(targets) >= 6 and [t for t in targets if f"\n{t}:" not in makefile] == []
+    files = re.findall(r"tests/\w+\.py", CLAIMS)
+    assert files and all((ROOT / file).is_file() for file in files)
