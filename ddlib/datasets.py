@@ -8,6 +8,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ DIGITS_CONTENT = "de1ce2d462b709efdfaaf175238bea3c0b39d04614fba5e95c1626606e7bd2
 CIFAR10_CONTENT = "6b3883dca6c867f1e58def548c063d1865569b8575fcbce06b3e468a89f9895a"
 
 Files = list[tuple[Any, int]]  # paths and labels
+MAY_DOWNLOAD = ContextVar("MAY_DOWNLOAD", default=True)  # what is not there
 
 
 class Arrays(NamedTuple):
@@ -105,7 +107,9 @@ def read_digits(root: Path) -> Arrays:
 
 
 def read_torchvision(kind: str, root: Path) -> Arrays:
-    """A class of `torchvision.datasets`, downloaded into `root` if its files are not there."""
+    """A class of `torchvision.datasets`, downloaded into `root` if its files are not there,
+    unless `MAY_DOWNLOAD` is False.
+    """
     import torchvision
 
     cls, by_split = getattr(torchvision.datasets, kind), kind == "SVHN"
@@ -114,7 +118,7 @@ def read_torchvision(kind: str, root: Path) -> Arrays:
         try:
             train, test = (cls(root, **part) for part in parts)
         except RuntimeError:  # not there, or not whole
-            train, test = (cls(root, **part, download=True) for part in parts)
+            train, test = (cls(root, **part, download=MAY_DOWNLOAD.get()) for part in parts)
     except (OSError, RuntimeError, AssertionError, ValueError) as error:  # URLError is an OSError
         reason = (str(error).strip() or "it is damaged").splitlines()[-1]
         files = getattr(cls, "base_folder", "its files, as torchvision names them,")

@@ -9,6 +9,7 @@ import sys
 import time
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 from conftest import refused
@@ -131,6 +132,53 @@ def test_killed_at_work_and_started_again(tmp_path, capsys, monkeypatch):
     rows = ddlib.read_results(tmp_path / "clone" / "paper" / "results" / name)
     assert set(rows["pool"]) == {"main"} and set(rows["net"]) == {"ConvNet", "MLP"}
     assert (tmp_path / "clone/paper/sets" / f"{name}-ipc1-main-s0.safetensors").is_file()
+
+
+@pytest.fixture
+def cifar10(monkeypatch):
+    """Stands for torchvision's: random images where a file says that they are there."""
+    downloads = []
+
+    class CIFAR10:
+        base_folder, classes = "cifar-10-batches-py", list("abcdefghij")
+
+        def __init__(self, root, train, download=False):
+            downloads.extend([root] * download)
+            if not (root / "there").is_file():
+                raise RuntimeError("not found or corrupted")
+            self.data = np.random.default_rng(train).integers(0, 256, (100, 32, 32, 3), np.uint8)
+            self.targets = [k % 10 for k in range(100)]
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", CIFAR10)
+    return downloads
+
+
+def test_status_counts_without_the_data(tmp_path, capsys, cifar10):
+    """What their fingerprints are a checkpoint says; of sets made of real images nobody does."""
+    store, words = tmp_path / "store", ["--profile", "cifar10-small", *SETTINGS]
+    words += ["--data-root", str(tmp_path), "--store", str(store)]
+    assert launcher.main(["status", *words]) == 0
+    first, *table = capsys.readouterr().out.splitlines()
+    assert "tasks are not counted" in first and str(tmp_path) in first and not cifar10
+    assert table[1].split()[-1] != "0" and "next: dc main, ipc 1" in table[-1]
+
+    (tmp_path / "there").write_text("")
+    small = "--set=iterations=3", "--set=snapshots=[2]"
+    assert launcher.main(["work", *words, *small, "--part", "table4"]) == 0
+    capsys.readouterr()
+    assert launcher.main(["status", *words, *small, "--part", "table4"]) == 0
+    with_data = capsys.readouterr().out.splitlines()
+    (tmp_path / "there").unlink()
+    assert launcher.main(["status", *words, *small, "--part", "table4"]) == 0
+    first, *table = capsys.readouterr().out.splitlines()
+    assert with_data[-1] == "all tasks are done" and table[-1] == "all of the others are done"
+    counted, total = (sum(int(x.split()[3]) for x in lines[1:-1]) for lines in (table, with_data))
+    assert 0 < counted < total and first.startswith(f"{total - counted} tasks are not counted")
+    assert (
+        launcher.main(["status", *words, *small, "--part", "table4", "--pool", "random_real"]) == 0
+    )
+    assert len(capsys.readouterr().out.splitlines()) == 1 and not cifar10
+    assert launcher.main(["work", *words]) == 2 and cifar10 == [tmp_path]
 
 
 def test_a_failed_task_is_status_1_and_named(tmp_path, capsys, monkeypatch):

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..datasets import MAY_DOWNLOAD
 from ..errors import DDError, check_range
 from ..progress import VARIABLE
-from ..store import ROOT
+from ..store import ROOT, load_tensors
 from .plan import PARTS, Task, plan, select
 from .profiles import PROFILES, Profile, parse_settings
 from .study import Study
@@ -122,15 +123,49 @@ def work(study: Study, arguments: Namespace) -> int:
 
 
 def status(study: Study, arguments: Namespace) -> int:
-    """How many tasks of the plan are done and left, by ipc, seed and kind, and what comes next."""
-    tasks = tasks_of(study, arguments)
+    """How many tasks of the plan are done and left, by ipc, seed and kind, and what comes next.
+
+    No data set is downloaded for that: without it, tasks on sets made of real images are left out.
+    """
+    tasks = every = tasks_of(study, arguments)
+    before = MAY_DOWNLOAD.set(False)
+    try:
+        study.data  # noqa: B018 (loaded here)
+    except DDError as error:
+        study.data = AbsentData(study)
+        tasks = [task for task in every if not task.images.are_given]
+        without = len(every) - len(tasks)
+        print(f"{without} tasks are not counted: their images are made of data not here: {error}")
+    finally:
+        MAY_DOWNLOAD.reset(before)
+    if not tasks:
+        return 0
     done = [is_done(task, study) for task in tasks]
     places = [(t.images.ipc, t.images.seed, type(t).__name__.lower()) for t in tasks]
     lines = pd.DataFrame(places, columns=["ipc", "seed", "kind"]).assign(done=done)
     table = lines.groupby(["ipc", "seed", "kind"], sort=False)["done"].agg(tasks="size", done="sum")
     print(table.eval("left = tasks - done").reset_index().to_string(index=False))
-    print("all tasks are done" if all(done) else f"next: {tasks[done.index(False)]}")
+    print(
+        f"all {'tasks' if tasks is every else 'of the others'} are done"
+        if all(done)
+        else f"next: {tasks[done.index(False)]}"
+    )
     return 0
+
+
+class AbsentData:
+    """What a checkpoint of a study says of its data set, which is not there: no images."""
+
+    def __init__(self, study: Study) -> None:
+        paths = (study.runs / "distill").glob("*/checkpoint.safetensors")
+        self.described = {"name": study.profile.dataset}  # without a checkpoint there are no sets
+        for path in sorted(paths)[:1]:
+            self.described = load_tensors(path)[1]["settings"]["data"]
+        self.name, self.content = self.described["name"], self.described.get("content", "")
+
+    def about(self) -> dict:
+        """See `Data.about`."""
+        return self.described
 
 
 def publish(study: Study, arguments: Namespace) -> int:
