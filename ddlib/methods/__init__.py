@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,10 +89,16 @@ def part_classes(method: str, images: str, extras: Sequence[str]) -> dict[str, t
     return classes | {name: EXTRAS[check_choice("extra", name, EXTRAS)] for name in extras}
 
 
+@functools.cache
+def own_options(part: type) -> dict[str, Any]:
+    """A part's own settings and their defaults: what its `__init__` takes."""
+    return {name: one.default for name, one in inspect.signature(part).parameters.items()}
+
+
 def options_of(*classes: type[Part]) -> dict[str, Any]:
-    """The parts' own settings and their defaults: what their `__init__` take."""
-    signatures = [inspect.signature(cls).parameters.items() for cls in classes]
-    return {name: value.default for named in signatures for name, value in named}
+    """The parts' own settings and their defaults, of all of them."""
+    every = [own_options(cls).items() for cls in classes]  # type: ignore[arg-type]
+    return {name: default for named in every for name, default in named}
 
 
 def build_parts(classes: Mapping[str, type[Part]], options: Mapping[str, Any]) -> dict[str, Any]:

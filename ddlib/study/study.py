@@ -62,7 +62,7 @@ class Study:
         self.runs, self.figures = (self.out / part / self.name for part in ("runs", "figures"))
         self.written: list[Path] = []
         self.chosen: dict[Sweep, float] = {}  # see `tasks.chosen_value`
-        self.load = lru_cache(64)(self._load)
+        self.load, self.path = lru_cache(64)(self._load), lru_cache(None)(self._path)
 
     def __reduce__(self) -> tuple:
         return in_this_process, (*self.origin, str(self.data_root))
@@ -83,8 +83,8 @@ class Study:
         place = images.pool, images.seed, images.ipc, images.method
         return self.profile.distill_config(*place, **dict(images.changes))
 
-    def path(self, images: ImageSet) -> Path:
-        """The file of a distilled set; log and checkpoint lie beside it."""
+    def _path(self, images: ImageSet) -> Path:
+        """The file of a distilled set; log and checkpoint lie beside it. `path` remembers them."""
         folder = self.runs / "distill" / store_name(self.config(images), self.data)
         return folder / snapshot_name(images.iteration)
 
