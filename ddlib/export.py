@@ -110,14 +110,14 @@ Files = dict[str, bytes]  # names within the folder
 
 
 def as_dc(synset: SyntheticSet, folder: Path, license: str) -> Files:
-    data = [[synset.images.cpu(), synset.labels.cpu()]]
+    data = [[own(synset.images), own(synset.labels)]]
     return {
         f"res_{synset.dataset}_{synset.ipc}ipc.pt": pickled({"data": data, "accs_all_exps": {}})
     }
 
 
 def as_mtt(synset: SyntheticSet, folder: Path, license: str) -> Files:
-    tensors = {"images": synset.images.cpu(), "labels": logits_or_labels(synset)} | rate(synset)
+    tensors = {"images": own(synset.images), "labels": logits_or_labels(synset)} | rate(synset)
     return {f"{name}_best.pt": pickled(tensor) for name, tensor in tensors.items()}
 
 
@@ -174,11 +174,16 @@ def pickled(content: Any) -> bytes:
     return file.getvalue()
 
 
+def own(tensor: Tensor) -> Tensor:
+    """The same on the CPU, without the rest of what it may be a part of: torch.save writes that."""
+    return tensor.cpu().clone(memory_format=torch.contiguous_format)
+
+
 def logits_or_labels(synset: SyntheticSet) -> Tensor:
     """Labels int64 [N], or logits float32 [N, classes], whose softmax is the soft labels."""
     if synset.soft_labels is None:
-        return synset.labels.cpu()
-    soft = synset.soft_labels.cpu()
+        return own(synset.labels)
+    soft = own(synset.soft_labels)
     smallest = torch.finfo(soft.dtype).tiny
     return soft if synset.soft_kind == "logits" else soft.clamp(min=smallest).log()
 

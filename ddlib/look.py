@@ -174,6 +174,8 @@ def nearest(
     own, real = (list(images.shape[1:]) for images in (synset.images, data.x_train))
     if own != real:
         raise DDError(f"images of the set are {own}, of {data.name} {real}; they must agree")
+    if synset.space != data.space:
+        raise DDError(f"images of the set are {synset.space}, of {data.name} {data.space}")
     check_range("k", k, 1, min(data.counts()) if same_class else len(data.x_train))
     see = embedding(net) if net else nn.Flatten()
     with torch.no_grad():

@@ -87,6 +87,13 @@ def test_whitened_images_leave_where_they_can(tmp_path, hard):
     assert yaml.safe_load((tmp_path / "ranking" / "config.yaml").read_text())["use_zca"] is True
 
 
+@pytest.mark.parametrize("format", ["dc", "mtt"])
+def test_a_part_of_a_larger_tensor_leaves_alone(tmp_path, hard, format):
+    images = hard.images.repeat(50, 1, 1, 1)[:20]
+    paths = export(replace(hard, images=images), tmp_path, format)
+    assert sum(path.stat().st_size for path in paths) < 2 * hard.images.numel() * 4
+
+
 def test_soft_labels_do_not_fit_into_dc(tmp_path, one):
     with refused("soft labels", "mtt, dd-ranking"):
         export(one, tmp_path, "dc")

@@ -503,6 +503,8 @@ def test_spaces_must_agree(data, synset):
         evaluate(random_real(white, 1, 0), data)
     rows = evaluate(random_real(white, 1, 0), white, n_eval=1, epochs=1, width=4, progress=False)
     assert len(rows) == 1 and not rows["diverged"].any()
+    with refused("normalised", "zca"):
+        ddlib.nearest(one, white, k=1)
     with refused("whitened already"):
         whitened(white)
 
