@@ -14,28 +14,28 @@ import os
 # makes small nets many times slower; alone this costs nothing that we could measure.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-from .centres import centres
+from .baselines.centres import centres
+from .baselines.coresets import coreset
 from .config import DistillConfig, EvalConfig
-from .coresets import coreset
 from .data import Data, full_real, load_data, random_real
 from .datasets import DATASETS, register_dataset
 from .distill import distill
 from .elf import feature_net
 from .errors import DDError
 from .evaluate import evaluate
-from .export import export
-from .influence import influence
-from .look import Watch, look, nearest
+from .exchange.export import export
+from .exchange.ranking import dd_ranking
+from .exchange.whiten import whitened
 from .losses import Protocol
 from .methods import METHODS, Images, Objective, Pixels, register_method
 from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net, register_net
 from .pool import Member, ModelPool
-from .ranking import dd_ranking
 from .realnets import pretrained
 from .results import Results, read_results
 from .stats import interval, interval_text, paired_difference, summarise
 from .synset import SyntheticSet, load_synset
-from .whiten import whitened
+from .view.influence import influence
+from .view.look import Watch, look, nearest
 
 __version__ = "0.1.0"
 __all__ = [

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .datasets import DATASETS
 from .errors import DDError, check_choice, first_line
-from .layouts import LAYOUTS, OWN, SPACES, matched_classes, normalisation, read_layout
+from .exchange.layouts import LAYOUTS, OWN, SPACES, matched_classes, normalisation, read_layout
 from .machine import pick_device
 from .public import public
 from .store import UNREADABLE, dumps, load_tensors, save_tensors, write_atomic
@@ -275,7 +275,8 @@ def load_synset(
     space: str | None = None,
     factor: int = 1,
 ) -> SyntheticSet:
-    """Read a synthetic set: ddlib's own .safetensors, or what others publish (`ddlib.layouts`).
+    """Read a synthetic set: ddlib's own .safetensors, or what others publish: see
+    `ddlib.exchange.layouts`.
 
     `layout` "auto" tells the layouts apart by what they hold. `dataset` names whose normalisation,
     and classes, the images have (None if unknown; then what is in [0, 1] stays so). `space`: what

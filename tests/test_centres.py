@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_data, refused
 
-from ddlib.centres import CENTRES, centres, unit_contrast
+from ddlib.baselines.centres import CENTRES, centres, unit_contrast
 from ddlib.evaluate import identity_of
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import make_data, module, refused
 from torch import nn
 
-from ddlib.centres import centres
+from ddlib.baselines.centres import centres
 from ddlib.config import EvalConfig
 from ddlib.data import load_data, random_real
 from ddlib.evaluate import (

@@ -19,8 +19,8 @@ from torchvision.datasets import ImageFolder
 
 from ddlib import SyntheticSet, load_synset
 from ddlib.datasets import CIFAR10, CIFAR10_CLASSES
-from ddlib.export import export
-from ddlib.ranking import dd_ranking
+from ddlib.exchange.export import export
+from ddlib.exchange.ranking import dd_ranking
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import pytest
 from conftest import make_data, study_rows
 
 from ddlib.data import random_real
-from ddlib.look import nearest
 from ddlib.report import figures
 from ddlib.report.audit import Scope, audit
 from ddlib.report.selection import arms
 from ddlib.report.tables import table
 from ddlib.stats import paired_difference, summarise
+from ddlib.view.look import nearest
 
 mpl.use("Agg")
 BASELINE, POOL = ("main", "CE"), ("main_plus_similar", "CE")

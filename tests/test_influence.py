@@ -6,8 +6,8 @@ from conftest import refused
 
 from ddlib.data import random_real
 from ddlib.evaluate import evaluate
-from ddlib.influence import influence, without
 from ddlib.report import figures
+from ddlib.view.influence import influence, without
 
 QUICK = {"epochs": 5, "nets": ["MLP", "LeNet"], "progress": False}
 

@@ -11,9 +11,10 @@ from conftest import make_data, refused
 from PIL import Image
 
 import ddlib
-from ddlib import SyntheticSet, evaluate, layouts, load_synset, random_real
+from ddlib import SyntheticSet, evaluate, load_synset, random_real
 from ddlib.datasets import CIFAR10, CIFAR10_CLASSES
-from ddlib.whiten import whitened
+from ddlib.exchange import layouts
+from ddlib.exchange.whiten import whitened
 
 MEAN, STD = (torch.tensor(v).view(-1, 1, 1) for v in CIFAR10)
 LABELS = torch.arange(10).repeat_interleave(2)

@@ -15,7 +15,7 @@ from torch import nn
 from ddlib.config import DistillConfig
 from ddlib.data import random_real
 from ddlib.distill import distill
-from ddlib.look import Watch, curve, look, nearest
+from ddlib.view.look import Watch, curve, look, nearest
 
 
 def some_set(seed=0, iterations=(0, 5)):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..centres import CENTRES, centres
-from ..coresets import CORESETS, EARLY, coreset
+from ..baselines.centres import CENTRES, centres
+from ..baselines.coresets import CORESETS, EARLY, coreset
 from ..data import full_real, random_real
 from ..synset import SyntheticSet
 from .released import METHOD as RELEASED_SETS

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..augment import operations_of
+from ..baselines.coresets import CORESETS
 from ..config import DistillConfig, EvalConfig, check_types, coerce, differences
-from ..coresets import CORESETS
 from ..errors import DDError, check_choice, check_range
 from ..nets import NETS
 from ..pool import PRESETS

@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import EvalConfig, differences
-from .data import Data, as_synset, check_ipc
-from .errors import check_choice
-from .evaluate import Net
-from .fast import mixed_precision, products
-from .nets import embedding, net_name
-from .public import public
-from .realnets import REAL, pretrained
-from .synset import SyntheticSet
+from ..config import EvalConfig, differences
+from ..data import Data, as_synset, check_ipc
+from ..errors import check_choice
+from ..evaluate import Net
+from ..fast import mixed_precision, products
+from ..nets import embedding, net_name
+from ..public import public
+from ..realnets import REAL, pretrained
+from ..synset import SyntheticSet
 
 EARLY = replace(REAL, epochs=10)
 NET, AT_ONCE = "ConvNet", 250  # images

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import DDError, check_choice
+from ..errors import DDError, check_choice
+from ..public import public
+from ..store import write_atomic
+from ..synset import SyntheticSet, channels
 from .layouts import OWN
-from .public import public
-from .store import write_atomic
-from .synset import SyntheticSet, channels
 
 RANKED = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "tiny-imagenet": "TinyImageNet"}
 # DD-Ranking 0.2.0 on its DC sets (branch eval, DC/CIFAR10/IPC10.yaml); it looks up every key

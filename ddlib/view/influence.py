@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .data import Data
-from .errors import DDError
-from .evaluate import Net, evaluate, set_key
-from .public import public
-from .stats import pair
-from .synset import SyntheticSet
+from ..data import Data
+from ..errors import DDError
+from ..evaluate import Net, evaluate, set_key
+from ..public import public
+from ..stats import pair
+from ..synset import SyntheticSet
 
 
 @public

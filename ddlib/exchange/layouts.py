@@ -32,9 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .datasets import DATASETS, numbers_in, read_image
-from .errors import DDError, check_choice, check_range, first_line
-from .store import UNREADABLE, check_size
+from ..datasets import DATASETS, numbers_in, read_image
+from ..errors import DDError, check_choice, check_range, first_line
+from ..store import UNREADABLE, check_size
 
 LARGEST = 1000.0  # a pixel of a foreign file, in normalised pixel space
 SPACES = ("normalised", "pixels", "zca")

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Data
-from .errors import DDError, check_range
-from .nets import embedding
-from .public import public
-from .run import Run
-from .synset import SHOWN, SyntheticSet
+from ..data import Data
+from ..errors import DDError, check_range
+from ..nets import embedding
+from ..public import public
+from ..run import Run
+from ..synset import SHOWN, SyntheticSet
 
 AT_ONCE = 1000  # real images compared at once
 SCRIPT = """

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import Data
-from .errors import DDError, check_range
-from .public import public
-from .store import check_size
-from .synset import channels, fingerprint
+from ..data import Data
+from ..errors import DDError, check_range
+from ..public import public
+from ..store import check_size
+from ..synset import channels, fingerprint
 
 EPS = 0.1  # added to the eigenvalues, as in github.com/GeorgeCazenavette/mtt-distillation
 AT_ONCE = 1000  # images

@@ -1,0 +1,1 @@
+"""Images that cost no distillation: class means and k-means centres, coresets."""

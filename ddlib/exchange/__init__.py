@@ -1,0 +1,1 @@
+"""Sets of others in, ours out: layouts, exports, whitening, DD-Ranking's scores."""

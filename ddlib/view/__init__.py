@@ -1,0 +1,1 @@
+"""Look at sets: in a notebook, beside real images, image by image."""
