@@ -87,7 +87,9 @@ def evaluate(
     if config.depth is None:
         config = replace(config, depth=DEPTHS.get(data.shape[1]))
     synsets = [synset] if isinstance(synset, SyntheticSet) else list(synset)
-    nets = [nets] if isinstance(nets, str | type) else list(nets)
+    if isinstance(nets, str | type) or not isinstance(nets, Iterable):
+        nets = [nets]  # of what is no net `check_request` has more to say
+    nets = list(nets)
     if not (synsets and nets):
         raise DDError(f"{len(synsets)} sets and {len(nets)} nets; needed: at least one of each")
     check_range("seed", seed, 0, LARGEST_SEED - n_eval)

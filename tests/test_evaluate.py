@@ -666,3 +666,9 @@ def test_sets_of_different_seeds_have_nets_of_their_own():
     assert not torch.equal(*first)
     other = random_real(data, 1, 2)
     assert rows_of(other, data, ("MLP",), n_eval=2)["eval_seed"].tolist() == [2000, 2001]
+
+
+@pytest.mark.parametrize("nets", [-1, None, 2.5])
+def test_what_is_no_net_is_refused_in_a_line(nets, data, synset):
+    with refused(type(nets).__name__, "MLP"):
+        evaluate(synset, data, nets=nets, progress=False)

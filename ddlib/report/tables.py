@@ -112,8 +112,10 @@ def nearest_published(
 
 def read_published(number: int) -> pd.DataFrame:
     """A published table (facts, copied into paper/reference): ipc, iteration, method and a column
-    per net, in percent.
+    per net, in percent. Raises `DDError` outside a checkout, which has them.
     """
+    if not REFERENCE.is_dir():
+        raise DDError(f"no folder {REFERENCE}; the published tables need a checkout of ddlib")
     return pd.read_csv(REFERENCE / f"table{number}.csv").rename(columns={"pool": "method"})
 
 

@@ -80,6 +80,7 @@ class Look:
         )
 
 
+@public
 class Watch:
     """A live view: `distill(config, data, callback=Watch(10))`.
 

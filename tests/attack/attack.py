@@ -30,6 +30,7 @@ import traceback
 import warnings
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def warm():
     environment("cpu")
 
 
+BASES = ("DDError", "Images", "Objective", "Pixels")  # that others are made of
 OUTCOMES = ("right", "refused", "lost", "other", "raw", "executed", "hang")
 SECONDS = 60
 CONFIG = ddlib.DistillConfig(
@@ -408,6 +410,13 @@ def malice(n, draw):
     shutil.rmtree(folder)
 
 
+def small_data():
+    """Images of 4 x 4 pixels, whose covariance is soon there."""
+    data = make_data()
+    splits = {f"x_{name}": data.split(name)[0][:, :, :4, :4] for name in ("train", "val", "test")}
+    return replace(data, **splits)
+
+
 def public_calls(folder):
     """Names of the public functions and classes, each with arguments that are right."""
     data = make_data()
@@ -418,7 +427,7 @@ def public_calls(folder):
     one = {k: getattr(synset, k) for k in ("images", "labels", "mean", "std", "classes", "dataset")}
     tiny = ddlib.EvalConfig(epochs=1, width=4)
     shape = {"channels": 1, "side": 28, "classes": 3}
-    own = {"config": tiny, "images": 6, "progress": False}
+    own, fast = {"config": tiny, "images": 6, "progress": False}, {"epochs": 1, "progress": False}
     yield "DistillConfig", dict(ipc=1, iterations=1)
     yield "EvalConfig", dict(epochs=1)
     yield "Data", plain | tensors
@@ -445,7 +454,19 @@ def public_calls(folder):
     yield "summarise", dict(rows=rows, by=["net"])
     yield "paired_difference", dict(a=rows, b=rows, on=["net"])
     yield "load_data", dict(name_or_path="digits", root=folder, val_fraction=0.1, side=32)
-    yield "load_synset", dict(path=synset.save(folder / "a"), index=0, dataset="cifar10")
+    ours = dict(path=synset.save(folder / "a"), index=0, dataset="cifar10")
+    yield "load_synset", ours | dict(layout="auto", space=None, factor=1)
+    theirs = ddlib.export(synset, folder / "dc", "dc")[0]
+    yield "load_synset", dict(path=theirs, index=0, dataset=None, layout="dc", space=None, factor=1)
+    yield "export", dict(synset=synset, folder=folder / "e", format="mtt", license="mit")
+    yield "whitened", dict(data=small_data(), eps=0.1)
+    scored = dict(rows_full=rows, rows_synset=rows, rows_random=rows)
+    yield "dd_ranking", scored | dict(weight=0.5, level=0.95)
+    yield "influence", dict(synset=random_real(data, 2, 0), data=data, nets="MLP", n_eval=1) | fast
+    yield "centres", dict(data=data, ipc=1, seed=0, method="class-means")
+    yield "nearest", dict(synset=synset, data=data, k=1, net=None, same_class=False)
+    yield "look", dict(names=())
+    yield "Watch", dict(every=1)
     yield "read_results", dict(folder=folder)
     yield "register_dataset", dict(name="mine", reader=len)
     yield "register_method", dict(name="mine", objective=ddlib.Objective)
@@ -478,7 +499,11 @@ def bad_calls(n, draw):
         folder, found = Path(tempfile.mkdtemp()), []
         os.chdir(folder)
         os.environ["DDLIB_CACHE"] = str(folder / "cache")
-        for name, right in public_calls(folder):
+        calls = [*public_calls(folder)]
+        known = {*BASES, *(name.partition(".")[0] for name, _ in calls)}
+        unknown = [name for name in ddlib.__all__ if callable(getattr(ddlib, name))]
+        found += [("raw", f"{name} is never called") for name in unknown if name not in known]
+        for name, right in calls:
             function = ddlib
             for part in name.split("."):
                 function = getattr(function, part)
