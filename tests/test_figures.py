@@ -152,6 +152,10 @@ def test_heat_map_colours_compare_within_a_net():
     colours = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
     assert colours[:2].tolist() == [[0, 0], [1, 1]] and np.isnan(colours[2]).all()
     assert "65.0" in [text.get_text() for text in figure.axes[0].texts]
+    cells = table(study_rows({BASELINE: lambda net, d, e: 50.0 + d}), 4)
+    drawn = figures.heat_map(cells, "title", intervals=True).axes[0].texts
+    half = 12.706 / 2  # Student's t of one degree of freedom, standard error 0.5
+    assert [t.get_text() for t in drawn] == [f"50.5\n± {half:.1f}"]
 
 
 def test_differences_stand_at_their_means_filled_where_clear():

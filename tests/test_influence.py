@@ -46,4 +46,4 @@ def test_the_map_shows_each_image_of_each_class(data, synset):
     own = costs[costs["net"] == "LeNet"].sort_values("image")["cost"]
     assert grid.flatten().tolist() == pytest.approx(own.tolist())
     assert [t.get_text() for t in mlp.get_yticklabels()] == ["a", "b", "c"]
-    assert "n = 1 pairs" in figure.get_suptitle()
+    assert "n = 1" in figure.get_suptitle()

@@ -275,8 +275,9 @@ def dots(
     return finish(figure, title, note(cells).replace("✕ diverged", "✕ with diverged nets"))
 
 
-def heat_map(cells: pd.DataFrame, title: str) -> Figure:
-    """Images and arm x net: mean accuracy; the colour is relative to the net's other lines.
+def heat_map(cells: pd.DataFrame, title: str, intervals: bool = False) -> Figure:
+    """Images and arm x net: mean accuracy, with `intervals` ± half of each 95% interval below it;
+    the colour is relative to the net's other lines.
 
     `cells`: of `tables.table`. Nets that were trained on the full data have no colour.
     """
@@ -285,11 +286,13 @@ def heat_map(cells: pd.DataFrame, title: str) -> Figure:
     low, high = (compared.groupby(cells["net"]).transform(end) for end in ("min", "max"))
     share = ((compared - low) / (high - low).replace(0, np.nan)).mask(compared == low, 0)
     colours = np.full((len(lines), len(nets)), np.nan)
-    figure, (axis,) = panels(1, 6.4, 0.36 * len(lines) + 0.6)
+    figure, (axis,) = panels(1, 6.4, (0.5 if intervals else 0.36) * len(lines) + 0.6)
     for cell, name, value in zip(cells.to_dict("records"), line_names(cells), share, strict=True):
         y, x = lines.index(name), nets.index(cell["net"])
         colours[y, x] = value
         text = f"{cell['mean']:.1f}" + "†" * given_one_set(cell) + "✕" * bool(cell["diverged"])
+        if intervals and cell["df"]:
+            text += f"\n± {cell['high'] - cell['mean']:.1f}"
         axis.text(x, y, text, ha="center", va="center", fontsize=9)
     axis.imshow(colours, cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
     axis.set_xticks(range(len(nets)), nets)
@@ -321,7 +324,7 @@ def influence_maps(costs: pd.DataFrame, classes: Sequence[str], title: str) -> F
         axis.grid(False)
     figure.colorbar(drawn, ax=list(axes), label="cost (points)", shrink=0.8)
     n = ", ".join(map(str, sorted(costs["n"].unique())))
-    return finish(figure, title, f"blue: nets do worse without it; n = {n} pairs of nets each")
+    return finish(figure, title, f"blue: nets do worse without it; pairs of nets: n = {n}")
 
 
 def effects(lines: pd.DataFrame, title: str) -> Figure | None:
