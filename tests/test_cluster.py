@@ -169,15 +169,16 @@ def test_a_study_travels_as_its_settings_and_each_process_has_one(tmp_path, monk
 
 @pytest.mark.cluster
 def test_notebooks_find_their_tasks_done(workers, tmp_path, monkeypatch, capsys):
+    nets = ["ConvNet", "MLP"]  # notebooks compare
     tasks, found = [Train(REAL, "MLP", 1), Train(REAL, "LeNet", 1)], []
 
     def execute(*_):
-        found.append(all(is_done(task, make(tmp_path)) for task in tasks))
+        found.append(all(is_done(task, make(tmp_path, nets=nets)) for task in tasks))
 
     monkeypatch.setattr(launcher, "execute", execute)
     monkeypatch.setattr(launcher, "plan", lambda profile: tasks)
     where = ["--out", str(tmp_path), "--scheduler", workers.scheduler.address]
-    assert launcher.main([*WORDS, *where]) == 0
+    assert launcher.main([*WORDS, f"--set=nets={','.join(nets)}", *where]) == 0
     assert found == [True] * 5
     assert f"dashboard: {workers.dashboard_link}" in capsys.readouterr().out
 
