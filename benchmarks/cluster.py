@@ -143,8 +143,11 @@ def table(run):
         beside = f"{one['overhead_ms']:.1f} ms" if "overhead_ms" in one else ""
         share = f"{one['seconds'] / serial:.2f}"
         lines.append(f"| {name} | {one['seconds']:.0f} s | {share} | {beside} |")
-    about = run["about"]
-    lines += ["", f"{about['device']}, {about['cores']} cores; {run['tasks']} tasks (`quick`)."]
+    about, changed = run["about"], "".join(f", {k}={v}" for k, v in run["settings"].items())
+    lines += [
+        "",
+        f"{about['device']}, {about['cores']} cores; {run['tasks']} tasks (`quick`{changed}).",
+    ]
     lines[-1] += f" {run['empty']['number']} empty tasks: {run['empty']['ms']:.2f} ms each."
     most = max(one.get("overhead_ms", 0) for one in run["quick"].values())
     seconds = f"{most * run['paper'] / 1000:.0f} s"
@@ -182,16 +185,16 @@ def main():
     run = {"about": environment("cpu") | {"cores": os.cpu_count()}, "settings": settings}
     run |= {"tasks": len(plan(get_profile("quick", settings))), "quick": {}}
     run |= {"paper": len(plan(get_profile("paper")))}
+    seconds = empty(arguments.empty, 2)
+    run["empty"] = {"number": arguments.empty, "workers": 2, "ms": 1000 * seconds}
     for workers in (0, *arguments.workers):
         with tempfile.TemporaryDirectory() as folder:
             os.environ["DDLIB_CACHE"] = f"{folder}/cache"  # nobody finds trained nets
             run["quick"][str(workers)] = measure(workers, settings, folder)
-            print(workers, run["quick"][str(workers)], flush=True)
-    seconds = empty(arguments.empty, 2)
-    run["empty"] = {"number": arguments.empty, "workers": 2, "ms": 1000 * seconds}
-    most = max(one.get("overhead_ms", 0) for one in run["quick"].values()) / 1000
-    run["on paper"] = [on_paper(number, most) for number in (1, 8)]
-    write_atomic(arguments.out, dumps(run))
+        print(workers, run["quick"][str(workers)], flush=True)
+        most = max(one.get("overhead_ms", 0) for one in run["quick"].values()) / 1000
+        run["on paper"] = [on_paper(number, most) for number in (1, 8)]
+        write_atomic(arguments.out, dumps(run))  # what is measured is kept
     if Path(arguments.out) == RESULTS:
         publish(run)
     print(table(run))

@@ -286,6 +286,7 @@ def test_equality_pairs_by_set_and_net():
 
 
 CLUSTER = {
+    "settings": {"seeds": 0},
     "about": {"device": "a CPU", "cores": 2},
     "tasks": 500,
     "paper": 4000,
@@ -308,7 +309,7 @@ def test_the_page_on_clusters_has_what_was_measured(tmp_path):
     text = page.read_text()
     assert text.startswith("a\n") and text.endswith("b\n") and "old" not in text
     assert "| 2 | 60 s | 0.60 | 12.5 ms |" in text and "1000 empty tasks: 0.75 ms each" in text
-    assert "4000 tasks of `paper` cost 50 s" in text
+    assert "4000 tasks of `paper` cost 50 s" in text and "(`quick`, seeds=0)" in text
     assert "1,000 hours in series" in text and "156 on 8 such workers, 20% of them idle" in text
     measured = cluster.RESULTS.is_file()
     own = cluster.table(json.loads(cluster.RESULTS.read_text())) if measured else ""
