@@ -20,7 +20,7 @@ from ddlib.store import ROOT
 from ddlib.study import PROFILES
 
 README = (ROOT / "README.md").read_text()
-STUDIES = ("cifar10-small", "paper")
+STUDIES = ("cifar10-small", "paper-fast", "paper")
 
 
 def test_the_docs_hold_what_the_committed_files_give():

@@ -266,7 +266,7 @@ def croissant(synset: SyntheticSet, license: str, files: Files) -> dict[str, Any
         "name": title(synset),
         "description": f"Synthetic images in place of the training images of {synset.dataset}.",
         "license": license,
-        "version": synset.id,
+        "version": "1.0.0",
         "distribution": objects,
         "recordSet": [
             {
