@@ -91,7 +91,8 @@ def limits(cells: pd.DataFrame, points: Iterable[float] = ()) -> tuple[float, fl
     room = max(high - low, 2)
     low = max(np.nanmin([low, *cells["low"]]), low - room)
     high = min(np.nanmax([high, *cells["high"]]), high + room)
-    return low - 0.05 * (high - low), high + 0.05 * (high - low)
+    margin = 0.05 * (high - low) or 1.0  # of an axis where all is the same
+    return low - margin, high + margin
 
 
 def errors(cells: pd.DataFrame) -> np.ndarray:
