@@ -7,7 +7,8 @@ tuple of its first four or five. `register_dataset` adds one from outside.
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -223,11 +224,7 @@ def read_npz(path: Path) -> Arrays:
     """A user's arrays: x_train, y_train, x_test, y_test, and perhaps `classes`, their names."""
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with zipfile.ZipFile(path) as parts:
-            for part in parts.infolist():
-                with parts.open(part) as member:
-                    check_size(f"{part.filename} of {path}", numbers_in(member))
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+        with open_npz(path) as file:
             missing = [n for n in names if n not in file]
             if missing:
                 raise DDError(f"{path} lacks {', '.join(missing)}; it needs {', '.join(names)}")
@@ -237,6 +234,17 @@ def read_npz(path: Path) -> Arrays:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, *UNREADABLE) as error:
         raise DDError(f"{path} is damaged or no .npz file of plain arrays ({error})") from error
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[Any]:
+    """The arrays of an .npz file by name, when none is too large; nothing in it is executed."""
+    with zipfile.ZipFile(path) as parts:
+        for part in parts.infolist():
+            with parts.open(part) as member:
+                check_size(f"{part.filename} of {path}", numbers_in(member))
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+        yield file
 
 
 def numbers_in(member: IO[bytes]) -> int:

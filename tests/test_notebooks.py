@@ -5,7 +5,6 @@ test` runs them by nbval.
 import json
 
 import matplotlib as mpl
-from standin import gpu  # noqa: F401  (a fixture)
 
 from ddlib.store import ROOT
 
@@ -19,7 +18,7 @@ TINY["methods"] = {
 }
 
 
-def test_notebooks_run_as_on_a_gpu(gpu, tmp_path):  # noqa: F811
+def test_notebooks_run_as_on_a_gpu(gpu, tmp_path):
     mpl.use("Agg")
     paths = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     assert len(paths) == 7

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..datasets import DATASETS, numbers_in, read_image
+from ..datasets import DATASETS, open_npz, read_image
 from ..errors import DDError, check_choice, check_range, first_line
 from ..store import UNREADABLE, check_size
 
@@ -123,11 +123,7 @@ def read_folder(path: Path, content: Any, index: int) -> Found:
 
 def read_npz(path: Path, content: Any, index: int) -> Found:
     try:
-        with zipfile.ZipFile(path) as parts:
-            for part in parts.infolist():
-                with parts.open(part) as member:
-                    check_size(f"{part.filename} of {path}", numbers_in(member))
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+        with open_npz(path) as file:
             images, labels = (torch.as_tensor(file[name]) for name in ("images", "labels"))
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"damaged: {first_line(error)}") from error

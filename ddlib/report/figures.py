@@ -273,7 +273,9 @@ def dots(
     axis.grid(axis="x", visible=False)
     axis.set_xticks(range(len(nets)), nets)
     axis.set(ylabel="test accuracy (%)", ylim=limits(cells, levels.values()))
-    return finish(figure, title, note(cells).replace("✕ diverged", "✕ with diverged nets"))
+    below = note(cells).replace("✕ diverged", "✕ with diverged nets")
+    missing = "; no mark: not measured" * (len(cells) < len(nets) * len(names))
+    return finish(figure, title, below + missing)
 
 
 def heat_map(cells: pd.DataFrame, title: str, intervals: bool = False) -> Figure:
@@ -370,7 +372,7 @@ def draw_effects(axis: Axes, lines: pd.DataFrame, nets: Sequence[str]) -> None:
     if (cells[["mean", "se"]].abs().fillna(0) < 1e-9).all(axis=None):
         axis.text(0.98, 0.04, "no difference", transform=axis.transAxes, ha="right", fontsize=9)
     where = "".join(f"{key} {first[key]}, " for key in ("ipc", "iteration") if key in lines)
-    name = textwrap.fill(first["comparison"].replace("\n", " "), 34)
+    name = textwrap.fill(first["comparison"].replace("\n", " "), 37)
     below = textwrap.fill(where + n_text(cells), 38)
     axis.set(title=f"{name}\n{below}", xlabel="points of test accuracy")
     axis.tick_params(labelbottom=True)

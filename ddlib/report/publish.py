@@ -200,9 +200,9 @@ def claim_map(profile: str) -> pd.DataFrame:
                 table = f"[claim {one['number']}](../paper/tables/{name}-claims.csv)"
                 lines.append((claim, "`make tables`", f"{table}: {verdict}"))
     commands = {
-        profile: "make paper BUDGET=8m STORE=DIR`, again and again",
-        SHORT: f"python -m ddlib work --profile {SHORT}`",
-        METHODS: f"make reproduce PROFILE={METHODS}`",
+        profile: "`make paper BUDGET=8m STORE=DIR`, again and again",
+        SHORT: f"`python -m ddlib work --profile {SHORT}`",
+        METHODS: f"`make reproduce PROFILE={METHODS}`",
     }
     for name, command in commands.items():
         if has_rows(name):
@@ -211,7 +211,7 @@ def claim_map(profile: str) -> pd.DataFrame:
             hours = [table["seconds"].sum() / 3600 for table in tables]
             took = f"took {hours[0]:.1f} hours for the sets, {hours[1]:.1f} for the nets"
             rows = f"[its rows](../paper/results/{name}/rows.csv), which {took}"
-            lines.append((f"The rows of `{name}`", f"`{command}", rows))
+            lines.append((f"The rows of `{name}`", command, rows))
     return pd.DataFrame(lines, columns=["claim", "command", "expected"])
 
 
@@ -225,7 +225,7 @@ def schedule_table(profile: str) -> pd.DataFrame:
     ends = tuple(PROFILES[name].reported[0] for name in names)
     rows = [committed_rows(name) for name in names]
     found = compare_schedules(*rows, PROFILES[SHORT].ipcs[0], ends, PROFILES[SHORT].nets)
-    found["short − paper"] = [effect_text(cell | {"df": 1}) for cell in found.to_dict("records")]
+    found["short − paper"] = [effect_text(cell) for cell in found.to_dict("records")]
     found[["short", "paper"]] = found[["short", "paper"]].map("{:.1f}".format)
     columns = ["images", "net", "short", "n short", "paper", "n paper", "short − paper", "judged"]
     return found[columns]

@@ -18,17 +18,17 @@ def two_sample(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> 
     """Mean of a − mean of b with Student's two-sample t interval: means of sets that nothing pairs.
 
     One variance for both sides, so that one set on one side is enough; its scatter is then taken to
-    be the other side's. Returns mean, low, high (NaN with fewer than three sets in all).
+    be the other side's. Returns mean, low, high (NaN with fewer than three sets in all), df.
     """
     sides = [np.asarray(side, float) for side in (a, b)]
     df = sum(map(len, sides)) - 2
     mean = float(sides[0].mean() - sides[1].mean())
     if df < 1:
-        return {"mean": mean, "low": np.nan, "high": np.nan}
+        return {"mean": mean, "low": np.nan, "high": np.nan, "df": 0}
     squares = sum(((side - side.mean()) ** 2).sum() for side in sides)
     se = np.sqrt(squares / df * sum(1 / len(side) for side in sides))
     half = float(special.stdtrit(df, (1 + level) / 2) * se)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    return {"mean": mean, "low": mean - half, "high": mean + half, "df": df}
 
 
 def judged(low: float, high: float) -> str:
@@ -46,8 +46,8 @@ def compare_schedules(
     """Plain cross-entropy on the sets of two schedules, rows of `short` minus rows of `paper`, each
     at its iteration `at`: a line per images and net that both have.
 
-    Columns: images, net, short, paper (means, %), n of each (sets × nets), mean, low, high (points,
-    `two_sample` over the means of sets), judged.
+    Columns: images, net, short, paper (means, %), n of each (sets × nets, a star for diverged
+    nets), mean, low, high (points, `two_sample` over the means of sets), df, judged.
     """
     sides, lines = [arms(rows) for rows in (short, paper)], []
     for images in SETS:
@@ -58,7 +58,9 @@ def compare_schedules(
                 continue
             means = [rows.groupby(UNIT)["accuracy"].mean() for rows in of_net]
             sizes = [rows.groupby(UNIT).size().mode().iloc[0] for rows in of_net]
-            ns = [f"{len(m)}×{size}" for m, size in zip(means, sizes, strict=True)]
+            stars = ["*" * bool(rows["diverged"].any()) for rows in of_net]
+            shapes = zip(means, sizes, stars, strict=True)
+            ns = [f"{len(m)}×{size}{star}" for m, size, star in shapes]
             cell = two_sample(*means)
             start = {"images": images, "net": net, "short": means[0].mean(), "n short": ns[0]}
             start |= {"paper": means[1].mean(), "n paper": ns[1]}

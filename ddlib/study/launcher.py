@@ -145,11 +145,8 @@ def status(study: Study, arguments: Namespace) -> int:
     lines = pd.DataFrame(places, columns=["ipc", "seed", "kind"]).assign(done=done)
     table = lines.groupby(["ipc", "seed", "kind"], sort=False)["done"].agg(tasks="size", done="sum")
     print(table.eval("left = tasks - done").reset_index().to_string(index=False))
-    print(
-        f"all {'tasks' if tasks is every else 'of the others'} are done"
-        if all(done)
-        else f"next: {tasks[done.index(False)]}"
-    )
+    counted = "tasks" if tasks is every else "of the others"
+    print(f"all {counted} are done" if all(done) else f"next: {tasks[done.index(False)]}")
     return 0
 
 
@@ -192,6 +189,8 @@ def parse_duration(text: str) -> float:
 
 def run_notebooks(study: Study, arguments: Namespace) -> int:
     """Check what can be checked beforehand, run the notebooks, say what came out."""
+    if not (ROOT / "notebooks").is_dir():
+        raise DDError(f"no notebooks in {ROOT}; this command needs a checkout of ddlib")
     if study.runs.exists() and not arguments.resume:
         raise DDError(
             f"{study.runs} holds an earlier run; --resume goes on, --out writes elsewhere"
