@@ -127,6 +127,8 @@ def test_dots_stand_at_their_means_beside_what_is_printed():
     assert round(printed[0].get_segments()[0][:, 0].mean()) == 1 and axis.get_ylim()[1] > 25
     assert set(labels_of(figure)) == {"baseline", "model pool", "printed"}
     assert [text.get_text() for text in axis.get_xticklabels()] == ["MLP", "VGG11"]
+    assert "not measured" not in title_of(figure)
+    assert title_of(figures.dots(cells.iloc[1:], "title")).endswith("no mark: not measured")
 
 
 def test_without_an_interval_there_is_a_point_and_no_bar():
@@ -152,6 +154,9 @@ def test_heat_map_colours_compare_within_a_net():
     colours = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
     assert colours[:2].tolist() == [[0, 0], [1, 1]] and np.isnan(colours[2]).all()
     assert "65.0" in [text.get_text() for text in figure.axes[0].texts]
+    near = study_rows({BASELINE: level, POOL: lambda *at: level(*at) + 1.0}, ("VGG11", "ConvNet"))
+    colours = np.asarray(figures.heat_map(table(near, 4), "title").axes[0].images[0].get_array())
+    assert colours == pytest.approx(np.array([[0.8, 0.8], [1, 1]]))  # a point is no contrast
     cells = table(study_rows({BASELINE: lambda net, d, e: 50.0 + d}), 4)
     drawn = figures.heat_map(cells, "title", intervals=True).axes[0].texts
     half = 12.706 / 2  # Student's t of one degree of freedom, standard error 0.5

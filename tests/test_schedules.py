@@ -67,6 +67,8 @@ def test_schedules_are_compared_at_their_own_iterations_net_by_net():
     ]
     assert found["n short"].tolist() == ["5×1"] * 2 and found["n paper"].tolist() == ["3×4"] * 2
     assert found["mean"].tolist() == pytest.approx([0.1, -4.9])
+    found = compare_schedules(fast.assign(diverged=True), rows, 1, (100, 1000), ("MLP",))
+    assert (found["n short"].item(), found["n paper"].item()) == ("5×1*", "3×4")
     assert compare_schedules(fast, rows, 1, (1000, 1000), ("MLP",)).empty
 
 

@@ -28,6 +28,7 @@ COLOURS = {"random real images": GREY, "class means": GREEN, "class means, contr
 COLOURS |= {"baseline": BLUE, "model pool": ORANGE}
 HATCHES = ("", "////", "....", "xxxx", "----")  # of arms
 MOST_CLASSES, PANELS = 12, 4  # images in a row; panels in a row
+CONTRAST = 5  # points of accuracy that a heat map's colours span at least
 plt.rc("axes", axisbelow=True, grid=True, titlesize=9, labelsize=9, titlelocation="left")
 plt.rc("axes.spines", top=False, right=False)
 plt.rc("grid", color="#e6e6e6")
@@ -280,14 +281,14 @@ def dots(
 
 def heat_map(cells: pd.DataFrame, title: str, intervals: bool = False) -> Figure:
     """Images and arm x net: mean accuracy, with `intervals` ± half of each 95% interval below it;
-    the colour is relative to the net's other lines.
+    the colour is relative to the net's best, by its range or `CONTRAST`.
 
     `cells`: of `tables.table`. Nets that were trained on the full data have no colour.
     """
     lines, nets = list(dict.fromkeys(line_names(cells))), in_order(cells["net"])
     compared = cells["mean"].mask(cells["images"] == "full data")
     low, high = (compared.groupby(cells["net"]).transform(end) for end in ("min", "max"))
-    share = ((compared - low) / (high - low).replace(0, np.nan)).mask(compared == low, 0)
+    share = 1 - (high - compared) / (high - low).clip(lower=CONTRAST)
     colours = np.full((len(lines), len(nets)), np.nan)
     figure, (axis,) = panels(1, 6.4, (0.5 if intervals else 0.36) * len(lines) + 0.6)
     for cell, name, value in zip(cells.to_dict("records"), line_names(cells), share, strict=True):
