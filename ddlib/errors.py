@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MOST = 100  # names that a message lists
 
 
 class DDError(ValueError):
@@ -22,7 +23,8 @@ def check_choice(kind: str, value: T, allowed: Iterable[Any]) -> T:
     lower = {str(a).lower(): str(a) for a in allowed}
     near = difflib.get_close_matches(str(value).lower(), lower, n=1)
     hint = f" (did you mean {lower[near[0]]!r}?)" if near else ""
-    raise DDError(f"unknown {kind} {value!r}{hint}; valid: {', '.join(map(str, allowed))}")
+    names, more = [str(a) for a in allowed[:MOST]], ", ..." * (len(allowed) > MOST)
+    raise DDError(f"unknown {kind} {value!r}{hint}; valid: {', '.join(names)}{more}")
 
 
 def check_range(name: str, value: T, low: float, high: float = float("inf")) -> T:

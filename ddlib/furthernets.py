@@ -1,12 +1,19 @@
 """Nets of torchvision for small images: what newer papers evaluate on beside the six of `nets`.
 
 Stems are as this field has them for 32x32 pixels (github.com/kuangliu/pytorch-cifar): a 3x3
-convolution without stride, no pooling behind it. Batch norm, as published, and no dropout.
+convolution without stride, no pooling behind it. Batch norm, as published, and no dropout. The
+models of torchvision and timm as they are go by `torchvision:<model>` and `timm:<model>`.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
 import torchvision
 from torch import Tensor, nn
 
+from .errors import DDError, check_choice, first_line
 from .nets import extra_padding, scaled
 from .public import public
 
@@ -62,3 +69,74 @@ def stem(channels: int, width: int, side: int) -> nn.Conv2d:
     convolution = nn.Conv2d(channels, width, 3, padding=1 + extra_padding(side), bias=False)
     nn.init.kaiming_normal_(convolution.weight)
     return convolution
+
+
+@functools.cache
+def library_net(name: str) -> type[nn.Module]:
+    """The class of a model of `LIBRARIES`, "timm:resnet18", as it is there: no stem is changed.
+
+    Raises `DDError` for an unknown model or a missing library, and, when it is built, for images
+    that it cannot take.
+    """
+    library, _, model = name.partition(":")
+    names, build = LIBRARIES[check_choice("library of nets", library, LIBRARIES)]()
+    check_choice(f"{library} model", model, names)
+
+    class LibraryNet(nn.Module):
+        @public
+        def __init__(self, channels: int = 3, side: int = 32, classes: int = 10) -> None:
+            super().__init__()
+            self.model = build(model, channels, classes)
+            check_model(name, self.model, channels, side, classes)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.model(images)
+
+    LibraryNet.__name__ = LibraryNet.__qualname__ = name
+    return LibraryNet
+
+
+Build = Callable[[str, int, int], nn.Module]  # by name, channels and classes; fresh weights
+
+
+def torchvision_models() -> tuple[list[str], Build]:
+    """The names of torchvision's classifiers, and how one is built."""
+    models = torchvision.models
+
+    def build(name: str, channels: int, classes: int) -> nn.Module:
+        check_choice("number of channels of torchvision's models", channels, (3,))
+        inception = name in ("googlenet", "inception_v3")  # without outputs beside the logits
+        more = {"aux_logits": False, "init_weights": False} if inception else {}
+        return models.get_model(name, weights=None, num_classes=classes, **more)
+
+    return models.list_models(models), build
+
+
+def timm_models() -> tuple[list[str], Build]:
+    """The names of timm's models, and how one is built."""
+    try:
+        import timm
+    except ImportError:
+        raise DDError("timm is not installed; pip install timm") from None
+
+    def build(name: str, channels: int, classes: int) -> nn.Module:
+        return timm.create_model(name, pretrained=False, in_chans=channels, num_classes=classes)
+
+    return timm.list_models(), build
+
+
+LIBRARIES = {"torchvision": torchvision_models, "timm": timm_models}
+
+
+@torch.no_grad()
+def check_model(name: str, model: nn.Module, channels: int, side: int, classes: int) -> None:
+    """Raise `DDError` unless a model makes logits of images of this size."""
+    try:
+        made: Any = model.eval()(torch.zeros(1, channels, side, side))
+    except Exception as error:  # whatever a library raises
+        size = f"{channels}x{side}x{side}"
+        raise DDError(f"{name} takes no {size} images ({first_line(error)})") from error
+    shape = list(getattr(made, "shape", [])) or type(made).__name__
+    if shape != [1, classes]:
+        raise DDError(f"{name} makes {shape} of an image; needed: [1, {classes}]")
+    model.train()

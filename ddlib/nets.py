@@ -8,7 +8,8 @@ a 32x32 image; at 64 and 128 the linear layers take the larger maps.
 A net from outside is any `torch.nn.Module` class whose instances map images to logits. Its
 `__init__` gets of `channels`, `side`, `classes` (or torchvision's `num_classes`), `width`, `depth`
 and `width_factor` what it names. The class itself goes wherever a name goes; `register_net` makes
-its name known. `FURTHER` nets are known by name too, but are in no table unless they are asked for.
+its name known. `FURTHER` nets and the models of a `LIBRARY` are known by name too, but are in no
+table unless they are asked for.
 """
 
 import contextlib
@@ -317,7 +318,9 @@ NETS: dict[str, type[nn.Module]] = {
     net.__name__: net for net in (ConvNet, MLP, LeNet, AlexNet, VGG11, ResNet18)
 }
 
-FURTHER = ("DenseNet121", "MobileNetV2")  # of `furthernets`, which is imported when one is used
+# Of `furthernets`, which is imported when one is used; and how a library's models are named
+FURTHER = ("DenseNet121", "MobileNetV2")
+LIBRARY = ("torchvision:<model>", "timm:<model>")
 
 
 @public
@@ -333,12 +336,12 @@ def register_net(cls: type[nn.Module]) -> type[nn.Module]:
 
 def net_class(net: str | type[nn.Module], role: str = "net") -> type[nn.Module]:
     """The class of a net that is given by its name or as the class; errors say its `role`."""
+    known = (*NETS, *FURTHER, *LIBRARY)
     if isinstance(net, str):
-        return named_class(check_choice(role, net, (*NETS, *FURTHER)))
+        return named_class(net if ":" in net else check_choice(role, net, known))
     if not (isinstance(net, type) and issubclass(net, nn.Module)):
         kind = net.__name__ if isinstance(net, type) else f"an object of type {type(net).__name__}"
-        names = ", ".join((*NETS, *FURTHER))
-        raise DDError(f"{role} is {kind}; allowed: a torch.nn.Module class, or {names}")
+        raise DDError(f"{role} is {kind}; allowed: a torch.nn.Module class, or {', '.join(known)}")
     other = named_class(net.__name__) or net
     if (other.__module__, other.__qualname__) != (net.__module__, net.__qualname__):
         raise DDError(f"another net is called {net.__name__!r}; give the class another name")
@@ -347,10 +350,10 @@ def net_class(net: str | type[nn.Module], role: str = "net") -> type[nn.Module]:
 
 def named_class(name: str) -> Any:
     """The class that is known by this name, None if there is none."""
-    if name in FURTHER:
+    if name in FURTHER or ":" in name:
         from . import furthernets
 
-        return getattr(furthernets, name)
+        return getattr(furthernets, name, None) or furthernets.library_net(name)
     return NETS.get(name)
 
 

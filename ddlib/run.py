@@ -132,7 +132,8 @@ class Run:
         }
         about = data.mean, data.std, data.classes, data.name, self.iteration
         made = to_dict(self.config), provenance
-        return SyntheticSet(images, self.labels.cpu(), *about, *made, space=data.space)
+        lr = self.measures().get("lr")
+        return SyntheticSet(images, self.labels.cpu(), *about, *made, space=data.space, lr=lr)
 
     def result(self) -> SyntheticSet:
         """The set at the last iteration, with `history` and `log`."""

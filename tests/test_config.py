@@ -359,6 +359,12 @@ def test_check_choice_and_check_range_return_what_is_right():
         check_range("n", "4", 1)
 
 
+def test_a_message_lists_a_hundred_names_at_most():
+    names = [f"net{k}" for k in range(1000)]
+    with refused("'net5x'", "did you mean", "net99, ..."):
+        check_choice("net", "net5x", names)
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("gpu", ("'gpu'", "auto, cpu, cuda")), ("tpu:0", ("'tpu'", "cuda"))]
 )

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 
 from ddlib import EvalConfig, evaluate, random_real
 from ddlib.evaluate import fresh_net
-from ddlib.nets import FURTHER, NETS, SIDES, build_net, net_name, width_options
+from ddlib.nets import FURTHER, NETS, SIDES, build_net, net_class, net_name, width_options
 from ddlib.rng import stream
 from ddlib.store import ROOT
 from ddlib.study import PROFILES
@@ -20,8 +22,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import plain
 
-# A rate at which roundings hardly grow; at 0.02 MobileNetV2's become 2% of an update in 9 steps
-SCHEDULE = {"epochs": 3, "lr": 0.002, "momentum": 0.9, "weight_decay": 5e-3, "batch": 4}
+# A rate at which roundings hardly grow; at 0.02 MobileNetV2's become 2% of an update in 9 steps.
+# Of 9 images batches of 5 and 4: of 1x1 maps, batch norm needs two images at least
+SCHEDULE = {"epochs": 3, "lr": 0.002, "momentum": 0.9, "weight_decay": 5e-3, "batch": 5}
 SLIM = {"width_factor": 0.1, "precision": "float64"}
 EXACT = 1e-9  # as in test_witness.py: of an update, in proportion to it
 
@@ -60,18 +63,24 @@ def flat(net):
     return torch.cat([t.double().flatten() for t in net.state_dict().values()])
 
 
+def plain_resnet():
+    return torchvision.models.resnet18(num_classes=3)
+
+
 PLAIN = {"DenseNet121": plain_densenet, "MobileNetV2": plain_mobilenet}
+LIBRARYS = "torchvision:resnet18"
 
 
-@pytest.mark.parametrize("name", [*FURTHER, Squeeze], ids=net_name)
+@pytest.mark.parametrize("name", [*FURTHER, Squeeze, LIBRARYS], ids=net_name)
 def test_they_are_trained_and_tested_as_by_the_plain_loop(colours, trainings, name):
     """SGD written out, a parameter at a time, on contiguous images and one thread; all weights, and
-    the statistics of batch norm, after nine steps and lr's drop.
+    the statistics of batch norm, after six steps and lr's drop.
     """
     wide, config = colours.to(dtype=torch.float64), EvalConfig(**SCHEDULE, **SLIM)
     start = fresh_net(name, wide, config, stream(0, "eval", net_name(name)))
-    slow = PLAIN.get(name, lambda: Squeeze(3))().double()
-    slow.load_state_dict(start.state_dict())
+    plainly = {Squeeze: lambda: Squeeze(3), LIBRARYS: plain_resnet} | PLAIN
+    slow = plainly[name]().double()
+    slow.load_state_dict(getattr(start, "model", start).state_dict())
     synset = random_real(colours, 3, 0)
     rows = evaluate(synset, colours, [name], n_eval=1, config=config, progress=False)
     loss = plain.protocol_loss("ce", synset.labels)
@@ -149,3 +158,63 @@ def test_a_class_of_torchvision_goes_wherever_a_name_goes(colours):
 def test_an_object_has_no_fresh_weights_for_each_seed(colours):
     with refused("object of type Squeeze", "torch.nn.Module class"):
         evaluate(random_real(colours, 1, 0), colours, [Squeeze(3)])
+
+
+# Models of libraries by name ----------------------------------------------------------------------
+
+
+def test_a_model_by_name_is_one_class_that_rows_name():
+    cls = net_class("torchvision:squeezenet1_1")
+    assert cls is net_class("torchvision:squeezenet1_1") is net_class(cls)
+    assert net_name(cls) == "torchvision:squeezenet1_1"
+    assert width_options(cls, 5, 2, 0.5) == {}
+    one, two = (build_net(cls, stream(3, "x"), side=64, classes=7) for _ in range(2))
+    assert one.training and one.model.training
+    assert torch.equal(flat(one), flat(two)) and one.model.num_classes == 7
+
+
+def test_one_with_outputs_beside_its_logits_is_built_without_them():
+    net = build_net("torchvision:googlenet", classes=3)
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("torchvision:resnet81", {}, ("'resnet81'", "did you mean 'resnet18'")),
+        ("torch:resnet18", {}, ("library of nets 'torch'", "torchvision, timm")),
+        ("torchvision:resnet18", {"channels": 1}, ("channels", "1", "3")),
+        ("torchvision:inception_v3", {}, ("torchvision:inception_v3 takes no 3x32x32 images",)),
+        ("torchvision:fcn_resnet50", {}, ("'fcn_resnet50'",)),  # no classifier
+        ("timm:resnet18", {}, ("timm is not installed", "pip install timm")),
+        ("resnet18", {}, ("torchvision:<model>", "timm:<model>")),
+    ],
+)
+def test_what_no_library_can_give_is_refused_in_a_line(monkeypatch, name, options, told):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with refused(*told):
+        build_net(name, **options)
+
+
+def test_timms_models_get_channels_and_classes(monkeypatch, colours):
+    """By a stand-in with timm's two functions; timm is no dependency of these tests."""
+
+    def create_model(name, pretrained, in_chans, num_classes):
+        assert (name, pretrained) == ("tiny", False)
+        shape = num_classes if in_chans == 3 else 99
+        return nn.Sequential(nn.Flatten(), nn.Linear(in_chans * 32 * 32, shape))
+
+    timm = types.SimpleNamespace(create_model=create_model, list_models=lambda: ["tiny"])
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    rows = evaluate(random_real(colours, 1, 0), colours, ["timm:tiny"], n_eval=1, epochs=2)
+    assert rows["net"].tolist() == ["timm:tiny"]
+    with refused("'huge'", "tiny"):
+        build_net("timm:huge")
+    with refused("timm:tiny makes [1, 99] of an image", "[1, 3]"):
+        build_net("timm:tiny", channels=1, classes=3)
+
+
+def test_profiles_take_them():
+    assert replace(PROFILES["quick"], nets=("ConvNet", LIBRARYS)).nets[1] == LIBRARYS
+    with refused("'resnet81'"):
+        replace(PROFILES["quick"], nets=("torchvision:resnet81",))

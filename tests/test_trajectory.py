@@ -241,7 +241,7 @@ def test_it_is_the_plain_loop(tmp_path, norm, augment, batch_syn):
     torch.testing.assert_close(state["images.pixels"], images, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(state["objective.lr"], lr, rtol=1e-9, atol=0)
     assert abs(lr - 0.01) > 1e-6
-    assert fast.provenance["lr"] == fast.log["lr"].iat[-1] == state["objective.lr"].item()
+    assert fast.lr == fast.log["lr"].iat[-1] == state["objective.lr"].item()
     assert fast.log["loss"].tolist() == pytest.approx(losses, rel=1e-9)
 
 
@@ -275,8 +275,8 @@ def test_the_step_size_is_logged_and_serves_the_evaluation(data, tmp_path):
     result = run(data, tmp_path / "run")
     path = result.save(tmp_path / "set")
     again = ddlib.SyntheticSet.load(path)
-    assert again.provenance["lr"] == result.log["lr"].iat[-1] != 0.01
-    lr = abs(again.provenance["lr"])
+    assert again.lr == result.log["lr"].iat[-1] != 0.01
+    lr = abs(again.lr)
     rows = ddlib.evaluate(again, data, ["MLP"], n_eval=1, epochs=1, lr=lr, progress=False)
     assert rows["lr"].tolist() == [lr]
 

@@ -46,7 +46,9 @@ class Part:
             tensor.copy_(tensors[name])
 
     def measures(self) -> dict[str, float]:
-        """Numbers to log after an iteration, by name; the last ones are kept with the set."""
+        """Numbers to log after an iteration, by name; the last ones are kept with the set, "lr" as
+        the learning rate that it is to be trained on with.
+        """
         return {}
 
     def close(self) -> None:

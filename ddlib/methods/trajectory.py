@@ -36,8 +36,8 @@ class Trajectory(Objective):
     A net starts from an expert's weights after s epochs and takes N steps of SGD on the synthetic
     images, each batch augmented by one operation with own numbers per image. The loss, one for all
     classes, is |theta_N - theta*_(s + M)|^2 / |theta*_s - theta*_(s + M)|^2. Pixels and step size
-    learn from it; a log and a set's provenance hold the latter as "lr", for the evaluation:
-    `evaluate(synset, data, lr=synset.provenance["lr"])`. As published, nothing keeps it positive.
+    learn from it; the latter is the set's `lr`, for the evaluation:
+    `evaluate(synset, data, lr=synset.lr)`. As published, nothing keeps it positive.
 
     Experts are trained when first drawn, and kept (`experts.expert`). BatchNorm's statistics are
     frozen from real images at theta*_s as in DC, where the published code takes those of each

@@ -14,7 +14,7 @@ from ..augment import operations_of
 from ..baselines.coresets import CORESETS
 from ..config import DistillConfig, EvalConfig, check_types, coerce, differences
 from ..errors import DDError, check_choice, check_range
-from ..nets import FURTHER, NETS
+from ..nets import NETS, net_class
 from ..pool import PRESETS
 from ..results import canonical
 
@@ -103,7 +103,7 @@ class Profile:
         for name in self.coresets:
             check_choice("coreset", name, CORESETS)
         for net in (*self.nets, *self.full_nets, *self.method_nets, *self.elf_nets):
-            check_choice("net", net, (*NETS, *FURTHER))
+            net_class(net)
         for name in ("n_eval", "n_audit", "n_sweep", "full_epochs", "feature_epochs"):
             check_range(name, getattr(self, name), 1)
         check_range("iterations", self.iterations, 1)
