@@ -7,7 +7,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 unexport JUPYTER_PATH
 
-.PHONY: reproduce test test-cluster attack tables report bench gpu-smoke paper paper-status lint notebooks constraints clean
+.PHONY: reproduce test test-cluster attack tables report bench gpu-smoke paper paper-status lint notebooks colab constraints clean
 
 reproduce: $(BIN)/.installed  ## all notebooks with PROFILE=quick, cifar10-small, methods-small, paper-fast or paper; goes on where it was stopped
 	$(BIN)/python -m ddlib --profile $(PROFILE) --resume $(ARGS)
@@ -61,6 +61,9 @@ paper-status: $(BIN)/.installed  ## what of the paper-scale study is done and le
 lint: $(BIN)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+colab: $(BIN)/.installed  ## URL=https://github.com/OWNER/NAME: badges on the notebooks that read CSV files only
+	$(BIN)/python -m ddlib.report.colab "$(URL)"
 
 constraints:  ## renew the exact versions (needs uv)
 	uv pip compile --universal --python-version 3.11 --all-extras --upgrade --no-header --no-annotate --no-emit-index-url \

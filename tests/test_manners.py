@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 
+import nbformat
 import pytest
 import yaml
+from conftest import refused
 
 import ddlib
+from ddlib.report.colab import READERS, add_colab
 from ddlib.store import ROOT
 from ddlib.study import PROFILES
 
@@ -85,3 +88,56 @@ def test_commands_of_claims_exist():
     assert len(targets) >= 6 and [t for t in targets if f"\n{t}:" not in makefile] == []
     files = re.findall(r"tests/\w+\.py", CLAIMS)
     assert files and all((ROOT / file).is_file() for file in files)
+
+
+# Where it is published ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def readers(tmp_path):
+    """A copy of the notebooks that read CSV files only."""
+    (tmp_path / "notebooks").mkdir()
+    for name in READERS:
+        shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
+    return tmp_path
+
+
+def cells_of(root, name):
+    return nbformat.read(root / "notebooks" / f"{name}.ipynb", 4).cells
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_colab_badges_can_be_put_on_and_replaced(readers, name):
+    before = cells_of(readers, name)
+    for url in ("https://github.com/someone/else.git", "https://github.com/us/ddlib/"):
+        add_colab(url, readers)
+    title, fetch, *rest = cells_of(readers, name)
+    assert title.source.count("![Open in Colab]") == 1
+    assert f"/github/us/ddlib/blob/main/notebooks/{name}.ipynb)" in title.source
+    assert title.source.endswith(before[0].source) and rest == before[1:]
+    assert "https://github.com/us/ddlib" in fetch.source and "someone" not in fetch.source
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_first_cell_fetches_the_checkout_on_colab_only(readers, monkeypatch, there):
+    add_colab("https://github.com/us/ddlib", readers)
+    source = cells_of(readers, READERS[0])[1].source
+    (readers / "published" / "ddlib").mkdir(parents=True)
+    published = readers / "published"
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *words], cwd=published)
+    code = (
+        source.replace("https://github.com/us/ddlib", f"file://{published}")
+        + "\nprint(os.getcwd())"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "COLAB_RELEASE_TAG"}
+    env |= {"COLAB_RELEASE_TAG": "1"} if there else {}
+    told = done(sys.executable, "-c", code, cwd=readers, env=env)
+    assert told.stdout.strip() == str(readers / "ddlib" if there else readers), told.stderr
+    assert (readers / "ddlib" / ".git").is_dir() is there
+
+
+@pytest.mark.parametrize("url", ["", "github.com/us/ddlib", "https://github.com/us"])
+def test_another_address_is_refused(readers, url):
+    with refused("needed: https://github.com/OWNER/NAME"):
+        add_colab(url, readers)
