@@ -29,10 +29,10 @@ import reference
 import render
 import torch
 
-from ddlib.errors import DDError, check_choice, check_range
-from ddlib.machine import environment, pick_device
 from ddlib.nets import NETS
-from ddlib.store import ROOT, dumps, write_atomic
+from ddlib.support.errors import DDError, check_choice, check_range
+from ddlib.support.machine import environment, pick_device
+from ddlib.support.store import ROOT, dumps, write_atomic
 
 # Epochs and test images on a CPU: seconds for the heavy nets, enough epochs for the light ones to
 # outweigh what is done once.

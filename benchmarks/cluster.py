@@ -20,15 +20,15 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, as Dask's workers
 
 from distributed import as_completed
 
-from ddlib.machine import environment
 from ddlib.methods.gradient import Gradient
 from ddlib.results import read_results
-from ddlib.store import ROOT, dumps, write_atomic
 from ddlib.study import Study, get_profile
 from ddlib.study.cluster import connect, on_cluster
 from ddlib.study.plan import ImageSet, Sweep, needs, plan
 from ddlib.study.profiles import ALL_OF_DC, parse_settings
 from ddlib.study.tasks import run_plan
+from ddlib.support.machine import environment
+from ddlib.support.store import ROOT, dumps, write_atomic
 
 RESULTS = ROOT / "benchmarks" / "cluster.json"
 PAGE = ROOT / "docs" / "cluster.md"

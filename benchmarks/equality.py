@@ -21,11 +21,11 @@ from torch import Tensor
 
 import ddlib
 from ddlib import Data, DistillConfig, EvalConfig, ModelPool, SyntheticSet
-from ddlib.evaluate import fresh_net
-from ddlib.machine import environment
-from ddlib.rng import Streams, stream
 from ddlib.stats import UNIT, WITHIN
-from ddlib.store import ROOT, write_atomic
+from ddlib.support.machine import environment
+from ddlib.support.rng import Streams, stream
+from ddlib.support.store import ROOT, write_atomic
+from ddlib.training import fresh_net
 
 RESULTS = ROOT / "benchmarks" / "results" / "equality.csv"
 PATHS = ("plain", "float32", "bfloat16")  # the last two: ddlib's precisions

@@ -28,15 +28,15 @@ import measures
 import torch
 
 from ddlib import DistillConfig, EvalConfig, distill, evaluate
-from ddlib.evaluate import Training, train_nets
-from ddlib.fast import products
 from ddlib.losses import PROTOCOLS
-from ddlib.machine import environment, pick_device
 from ddlib.methods.gradient import Gradient
 from ddlib.nets import NETS, NORMS, build_net
-from ddlib.rng import stream
-from ddlib.store import ROOT, dumps, write_atomic
+from ddlib.support.fast import products
+from ddlib.support.machine import environment, pick_device
+from ddlib.support.rng import stream
+from ddlib.support.store import ROOT, dumps, write_atomic
 from ddlib.synset import SyntheticSet
+from ddlib.training import Training, train_nets
 
 # Largest errors of weights in proportion to how far they were trained, as in tests/test_witness.py
 ALLOWED = {"float64": 1e-9, "float32": 1e-2, "tf32": 5e-2, "bfloat16": 0.5}

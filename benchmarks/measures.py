@@ -18,13 +18,14 @@ from ddlib.config import DistillConfig, EvalConfig
 from ddlib.data import Data
 from ddlib.datasets import CIFAR10
 from ddlib.distill import distill
-from ddlib.evaluate import evaluate, measure_group
-from ddlib.fast import keep_freed_memory, set_products
+from ddlib.evaluate import evaluate
 from ddlib.methods.gradient import Gradient
 from ddlib.methods.images import as_leaf
 from ddlib.nets import build_net
-from ddlib.rng import Streams, stream
+from ddlib.support.fast import keep_freed_memory, set_products
+from ddlib.support.rng import Streams, stream
 from ddlib.synset import SyntheticSet
+from ddlib.training import measure_group
 
 KINDS = ("step", "epoch", "iteration", "evaluation")
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddlib.errors import DDError
+from ddlib.support.errors import DDError
 
 FILES = ("utils.py", "networks.py")
 reference = None  # the checkout's `utils`, once loaded

@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import median
 
-from ddlib.errors import DDError
 from ddlib.nets import NETS
-from ddlib.store import ROOT, write_atomic
+from ddlib.support.errors import DDError
+from ddlib.support.store import ROOT, write_atomic
 
 FOLDER = ROOT / "benchmarks"
 RESULTS = FOLDER / "results"

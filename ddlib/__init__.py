@@ -20,19 +20,19 @@ from .config import DistillConfig, EvalConfig
 from .data import Data, full_real, load_data, random_real
 from .datasets import DATASETS, register_dataset
 from .distill import distill
-from .elf import feature_net
-from .errors import DDError
 from .evaluate import evaluate
 from .exchange.export import export
 from .exchange.ranking import dd_ranking
 from .exchange.whiten import whitened
 from .losses import Protocol
 from .methods import METHODS, Images, Objective, Pixels, register_method
+from .methods.elf import feature_net
+from .methods.realnets import pretrained
 from .nets import MLP, NETS, VGG11, AlexNet, ConvNet, LeNet, ResNet18, build_net, register_net
 from .pool import Member, ModelPool
-from .realnets import pretrained
 from .results import Results, read_results
 from .stats import interval, interval_text, paired_difference, summarise
+from .support.errors import DDError
 from .synset import SyntheticSet, load_synset
 from .view.influence import influence
 from .view.look import Watch, look, nearest

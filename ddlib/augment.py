@@ -8,14 +8,14 @@ images, so that real and synthetic ones are changed alike, or a row for each. Op
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import check_choice
-from .machine import kind
+from .support.errors import check_choice
+from .support.machine import kind
 
 if TYPE_CHECKING:
     from .data import Data
@@ -141,3 +141,34 @@ class Draws:
             return apply(images, self.operations[int(self.drawn[batch])], numbers)
         done = torch.stack([apply(images, name, numbers) for name in self.operations])
         return done.index_select(0, self.on_device[batch : batch + 1])[0]
+
+
+class Epoch:
+    """One pass over images [N, ...] in batches of `size`; subclasses say what a `step` does.
+
+    A set that fits into one batch is taken whole and in order; otherwise `shuffle` gives the next
+    pass a new order, and draws how each batch is augmented. `run` may be recorded.
+    """
+
+    def __init__(self, images: Tensor, size: int, operations: Sequence[str] = ()) -> None:
+        self.images, self.size = images, size
+        self.order = torch.arange(len(images), device=images.device)
+        self.draws = Draws(operations, len(images), size, images) if operations else None
+
+    def step(self, images: Tensor, rows: Any) -> None:
+        """One batch: `images` are `self.images[rows]`, augmented."""
+        raise NotImplementedError
+
+    def shuffle(self, order: torch.Generator, augmentation: torch.Generator | None = None) -> None:
+        n = len(self.images)
+        if n > self.size:
+            self.order.copy_(torch.randperm(n, generator=order), non_blocking=True)
+        if self.draws:
+            assert augmentation is not None
+            self.draws.refresh(augmentation)
+
+    def run(self) -> None:
+        whole = len(self.images) <= self.size
+        for i, rows in enumerate([slice(None)] if whole else self.order.split(self.size)):
+            images = self.images[rows]
+            self.step(self.draws.apply(images, i) if self.draws else images, rows)

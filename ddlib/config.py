@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .augment import operations_of
-from .errors import DDError, check_choice, check_range
 from .methods import build_parts, get_method, options_of, part_classes
 from .nets import NORMS
 from .pool import PRESETS
-from .public import RANGES, named
+from .support.errors import DDError, check_choice, check_range
+from .support.public import RANGES, named
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 ON_DIVERGENCE = ("skip", "stop")

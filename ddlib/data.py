@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .datasets import DATASETS, Arrays, Dataset, read_image_folder, read_npz, resizing
-from .errors import DDError, check_choice, check_range
-from .machine import pick_device
 from .nets import SIDES
-from .public import public
-from .rng import stream
-from .store import check_size
+from .support.errors import DDError, check_choice, check_range
+from .support.machine import pick_device
+from .support.public import public
+from .support.rng import stream
+from .support.store import check_size
 from .synset import SyntheticSet, fingerprint, rounded
 
 Device = torch.device | str

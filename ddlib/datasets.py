@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .errors import DDError
 from .nets import SIDES
-from .public import public
-from .rng import stream
-from .store import UNREADABLE, check_size
+from .support.errors import DDError
+from .support.public import public
+from .support.rng import stream
+from .support.store import UNREADABLE, check_size
 
 PIXELS = 2**26  # of one image file
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")

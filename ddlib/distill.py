@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from .config import DistillConfig
 from .data import Data, check_ipc
-from .errors import DDError, check_range
-from .fast import keep_freed_memory, products
 from .methods import Images, Objective, Part
 from .pool import ModelPool, pool_of
-from .progress import bar
-from .public import public
 from .run import Run
+from .support.errors import DDError, check_range
+from .support.fast import keep_freed_memory, products
+from .support.progress import bar
+from .support.public import public
 from .synset import SyntheticSet
 
 # A loss of your own beside the method's: f(net, pixels [N, C, H, W], labels [N]), 0-dim

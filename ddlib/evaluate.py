@@ -2,48 +2,32 @@
 for each.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, product
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
-from .augment import operations_of
 from .config import EvalConfig, check_known, is_a
 from .data import Data
-from .errors import DDError, check_choice, check_range
-from .fast import (
-    Epoch,
-    Recorder,
-    keep_freed_memory,
-    mixed_precision,
-    products,
-    side_by_side,
-)
+from .identity import describe_row, describe_set, eval_seeds, machine_text, splits
 from .losses import PROTOCOLS, Net, Protocol, find_protocol
-from .machine import environment, kind
-from .nets import DEPTHS, build_net, net_class, net_name, width_options
-from .progress import bar
-from .public import APART, LARGEST_SEED, public
-from .results import DISTILLATION, EVALUATION, NESTED, ROWS, Results, canonical, flat
-from .rng import stream
+from .nets import DEPTHS, net_class
+from .results import ROWS, Results, flat
+from .support.errors import DDError, check_choice, check_range
+from .support.fast import keep_freed_memory, products
+from .support.machine import environment, kind
+from .support.progress import bar
+from .support.public import LARGEST_SEED, public
 from .synset import SyntheticSet
+from .training import measure_group, train_group
 
-# The evaluation version. Raise it whenever the same net, set and seed may come out otherwise: no
-# table cell mixes two. 1: until 2026-11-21; 2: gradients laid out as their weights (LeNet and
-# AlexNet were wrong), max pooling by whole tensors.
-VERSION = 2
 TEACHER = "ConvNet"
 AT_ONCE = {"cuda": 10, "cpu": 4}  # nets side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
-LONGEST = 32  # batches of an epoch that is recorded: as many copies of each kernel
-Pairs = Sequence[tuple[SyntheticSet, int]]  # sets, each with an eval seed
 
 
 @public
@@ -69,17 +53,17 @@ def evaluate(
     Returns one line per net and split (`results.flat`; accuracy in percent). `protocol`: see
     `ddlib.losses`, or a `Protocol` of your own; `teacher` is the net that `kd` and `authors-2023`
     learn from (None for `authors-2023`: its "no KD", half a CE), and for `kd-real` one trained on
-    real images, which `elf` needs too (`ddlib.elf`). `eval_seeds` numbers the nets, from `seed` on;
-    a teacher of the same number comes from a stream of its own. `split`: "test", "val" to choose
-    settings, or "both": one training, a row for each. `config` is an `EvalConfig`, `settings`
-    override single ones (`tau=4.0`). With `results` (a `Results`), rows found there are not
-    computed again and new ones are saved as they finish, also before Ctrl-C, which says how many
-    those are; `stop()` is asked before every group, and if it says True, what is not there yet is
-    left out. A net with non-finite weights or logits is marked `diverged` and keeps the accuracy it
-    has. Several nets of an architecture train at once (`groups`); `seconds` is a row's share.
-    On a set with soft labels `ce` trains with these; a set's own learning rate counts only if you
-    say so: `lr=synset.lr`. Raises `DDError` for anything unknown, or a set that does not fit the
-    data (a whitened one needs `ddlib.whitened` data).
+    real images, which `elf` needs too (`ddlib.methods.elf`). `eval_seeds` numbers the nets, from
+    `seed` on; a teacher of the same number comes from a stream of its own. `split`: "test", "val"
+    to choose settings, or "both": one training, a row for each. `config` is an `EvalConfig`,
+    `settings` override single ones (`tau=4.0`). With `results` (a `Results`), rows found there are
+    not computed again and new ones are saved as they finish, also before Ctrl-C, which says how
+    many those are; `stop()` is asked before every group, and if it says True, what is not there yet
+    is left out. A net with non-finite weights or logits is marked `diverged` and keeps the accuracy
+    it has. Several nets of an architecture train at once (`groups`); `seconds` is a row's share. On
+    a set with soft labels `ce` trains with these; a set's own learning rate counts only if you say
+    so: `lr=synset.lr`. Raises `DDError` for anything unknown, or a set that does not fit the data
+    (a whitened one needs `ddlib.whitened` data).
     """
     keep_freed_memory()
     protocol, teacher = find_protocol(protocol, teacher)
@@ -144,21 +128,6 @@ def interruptible(results: Results, nets: Sequence[Sequence[dict]], place: str) 
         raise KeyboardInterrupt(f"{done} of {len(nets)} nets are {place}") from None
 
 
-def eval_seeds(synset: SyntheticSet, n: int, seed: int = 0) -> range:
-    """The eval seeds of n nets on a set, from `APART` times the set's own seed on.
-
-    So nets on sets of different seeds share no weights, as an interval over sets requires, and nets
-    of different methods at one set seed do, which pairing removes.
-    """
-    first = seed + APART * identity_of(synset)["seed"]
-    return range(first, first + n)
-
-
-def splits(split: str) -> tuple[str, ...]:
-    """The names of the splits that are tested: "both" means validation and test."""
-    return ("val", "test") if split == "both" else (split,)
-
-
 def groups(missing: Sequence[tuple], device: torch.device | str) -> list[list[tuple]]:
     """Which nets (set, architecture, eval seed) train at once: of one architecture, on a GPU many,
     on a CPU one per thread.
@@ -170,330 +139,6 @@ def groups(missing: Sequence[tuple], device: torch.device | str) -> list[list[tu
         same = [key for key in missing if key[1] == name]
         found += [same[i : i + size] for i in range(0, len(same), size)]
     return found
-
-
-def describe_row(
-    synset: SyntheticSet,
-    protocol: Protocol,
-    net: Net,
-    eval_seed: int,
-    teacher: Net | None,
-    split: str,
-    config: EvalConfig,
-    content: str = "",
-) -> dict:
-    """A row's identity (`results.KEY`): everything but the result and the machine.
-
-    Settings are those that differ from the defaults and matter to these nets; teacher, tau and
-    alpha wherever they are used; the data's `content`, unless their name says enough.
-    """
-    used = net_width(net, config) | (net_width(teacher, config) if teacher else {})
-    unused = {"width", "depth", "width_factor", "norm"} - set(used) | {"alpha", "tau", "options"}
-    own = {k: v for k, v in config.options.items() if v != protocol.options[k]}
-    changed = own | {
-        name: value
-        for name, value in asdict(config).items()
-        if name not in unused and value != EVALUATION[name]
-    }
-    if teacher:
-        changed |= {"teacher": net_name(teacher), "alpha": config.alpha, "tau": config.tau}
-    elif protocol.teacher != "never":
-        changed |= {"alpha": config.alpha}
-    changed |= {"data": content} if content else {}
-    return {
-        "set": set_key(synset),
-        "net": net_name(net),
-        "protocol": protocol.name,
-        "settings": canonical(changed),
-        "eval_seed": eval_seed,
-        "split": split,
-        "evaluation": VERSION,
-    }
-
-
-def describe_set(synset: SyntheticSet, data: Data) -> dict:
-    """A line of the table of sets (`results.SETS`)."""
-    named, origin = identity_of(synset), synset.provenance
-    irrelevant = {*named, "snapshots", *NESTED}
-    changed = synset.config.get("options", {}) | {
-        k: v for k, v in synset.config.items() if k not in irrelevant and v != DISTILLATION.get(k)
-    }
-    held_out = len(data.y_val) / (len(data.y_val) + len(data.y_train))
-    changed["val_fraction"] = round(held_out, 3)
-    made = {"settings": canonical(changed), "seconds": origin.get("seconds", 0.0)}
-    return {"set": set_key(synset)} | named | made | machine_text(origin)
-
-
-def identity_of(synset: SyntheticSet) -> dict:
-    """What a set is called in results."""
-    about = synset.config
-    pool = about.get("pool", "unknown")
-    base = about.get("method", "dc" if pool != "unknown" else "unknown")
-    images = about.get("images", "pixels")
-    wrapped = [*about.get("extras", ()), *([images] if images != "pixels" else [])]
-    return {
-        "method": "+".join(wrapped) or base,
-        "base": base if wrapped else about.get("base", ""),
-        "pool": pool,
-        "dataset": synset.dataset,
-        "ipc": synset.ipc,
-        "iteration": synset.iteration,
-        "seed": about.get("seed", 0),
-    }
-
-
-def set_key(synset: SyntheticSet) -> str:
-    """A set's key in results: its pixels and what it is called.
-
-    A model pool that has not drawn another net yet has the baseline's pixels, and is still another.
-    """
-    return hashlib.sha256(canonical(identity_of(synset) | {"id": synset.id}).encode()).hexdigest()[
-        :12
-    ]
-
-
-def machine_text(about: dict) -> dict:
-    """Hardware and versions of `device.environment` as two columns."""
-    names = {"device": "", "python": "python ", "torch": "torch "}
-    parts = [f"{text}{about[name]}" for name, text in names.items() if name in about]
-    return {"machine": "; ".join(parts), "revision": about.get("revision", "")}
-
-
-def train_group(
-    pairs: Pairs,
-    data: Data,
-    protocol: Protocol,
-    name: Net,
-    teacher: Net | None,
-    config: EvalConfig,
-    results: Results | None = None,
-    streams: tuple[str, str, str] = ("eval", "batches", "augment"),
-) -> list[nn.Module]:
-    """Fresh nets of one architecture, one per pair of set and eval seed, trained on that set under
-    a protocol.
-
-    `streams`: the names of the generators of their weights, batches and augmentation. `results`
-    keeps what the protocol prepares.
-    """
-    results = Results() if results is None else results
-    targets = prepare_targets(pairs, data, protocol, name, teacher, config, results)
-    trainings = []
-    for (synset, seed), target in zip(pairs, targets, strict=True):
-        images, labels = on_device(synset, data)
-        net = fresh_net(name, data, config, stream(seed, streams[0], net_name(name)))
-        generators = [stream(seed, kind, net_name(name)) for kind in streams[1:]]
-        operations = operations_of(config.augment, data)
-        trainings.append(
-            Training(net, images, labels, protocol, config, target, generators, operations)
-        )
-    train_nets(trainings)
-    return [training.net for training in trainings]
-
-
-def prepare_targets(
-    pairs: Pairs,
-    data: Data,
-    protocol: Protocol,
-    net: Net,
-    teacher: Net | None,
-    config: EvalConfig,
-    results: Results,
-) -> Sequence[Tensor | None]:
-    """What a protocol knows of each image of each pair's set: by default the teacher's logits, or
-    the set's soft labels as probabilities.
-
-    They are those of the images as they are, also where training augments them.
-    """
-    if protocol.prepare:
-        return protocol.prepare(pairs, data, net, teacher, config, results)
-    if teacher:
-        return teacher_logits(pairs, data, teacher, config, results)
-    soft = [synset.targets() for synset, _ in pairs]
-    return [None if t is None else t.to(data.device, data.x_train.dtype) for t in soft]
-
-
-def ids_of(pairs: Pairs) -> list[str]:
-    """The id of each pair's set, for which the pixels of a set are read once."""
-    sets = {id(synset): synset for synset, _ in pairs}
-    known = {key: synset.id for key, synset in sets.items()}
-    return [known[id(synset)] for synset, _ in pairs]
-
-
-def on_device(synset: SyntheticSet, data: Data) -> tuple[Tensor, Tensor]:
-    """Images and labels of a set, as and where the data are."""
-    return synset.images.to(data.device, data.x_train.dtype), synset.labels.to(data.device)
-
-
-def measure_group(
-    nets: Sequence[nn.Module], data: Data, names: Sequence[str], precision: str
-) -> list[list[dict]]:
-    """Per net a list with accuracy and diverged (`measure_accuracy`) on each of the splits."""
-
-    def measure(net: nn.Module) -> list[dict]:
-        measured = [measure_accuracy(net, *data.split(name), precision) for name in names]
-        return [{"accuracy": accuracy, "diverged": diverged} for accuracy, diverged in measured]
-
-    if kind(data.device) == "cuda":
-        return [measure(net) for net in nets]
-    return side_by_side([partial(measure, net) for net in nets], data.device)
-
-
-class Training(Epoch):
-    """The training of one net on a set under a protocol, an epoch at a call of `run`.
-
-    `generators`: of the batches' order and, if `operations` are to augment them, of that.
-    """
-
-    def __init__(
-        self,
-        net: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        protocol: Protocol,
-        config: EvalConfig,
-        targets: Tensor | None = None,
-        generators: Sequence[torch.Generator] = (),
-        operations: Sequence[str] = (),
-    ) -> None:
-        super().__init__(images, config.batch, operations)
-        self.net, self.labels, self.protocol = net.train(), labels, protocol
-        self.config, self.targets, self.generators = config, targets, generators
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.done: Tensor | int = 0
-        self.lr: Tensor | None = None
-        if kind(images.device) == "cuda":  # what a recorded epoch counts and reads lies there
-            self.done = torch.zeros((), dtype=torch.float64, device=images.device)
-            self.lr = torch.zeros((), device=images.device)  # the fused kernel takes float32 only
-
-    def start(self, lr: float) -> None:
-        """From here on with this learning rate, and no momentum yet."""
-        settings = lr, self.config.momentum, 0, self.config.weight_decay
-        if self.optimizer is None:
-            self.optimizer = torch.optim.SGD(self.net.parameters(), *settings, fused=True)
-        self.optimizer.param_groups[0]["lr"] = lr if self.lr is None else self.lr.fill_(lr)
-        for state in self.optimizer.state.values():  # the buffers stay: no recording makes them
-            if state.get("momentum_buffer") is not None:
-                state["momentum_buffer"].zero_()
-
-    def step(self, images: Tensor, rows: Tensor | slice) -> None:
-        assert self.optimizer is not None
-        self.optimizer.zero_grad()  # of a recording that failed
-        targets = None if self.targets is None else self.targets[rows]
-        with mixed_precision(self.config.precision, images.device):
-            outputs = self.protocol.forward(self.net, images, targets, self.config)
-        labels, outputs = self.labels[rows], in_type(outputs, images.dtype)
-        # backward() lays a gradient out in memory as its weight is; the fused optimiser relies on
-        # it
-        self.protocol.loss(outputs, labels, targets, self.config, self.done).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def run(self) -> None:
-        super().run()
-        self.done += 1
-
-
-def in_type(outputs: Any, dtype: torch.dtype) -> Any:
-    """A tensor, or a tuple of them, in a floating-point type."""
-    if isinstance(outputs, tuple):
-        return tuple(output.to(dtype) for output in outputs)
-    return outputs.to(dtype)
-
-
-def train_nets(trainings: Sequence[Training]) -> None:
-    """Train nets in place, all under the same schedule: SGD, lr x 0.1 after epoch
-    `config.drop_epoch` with the momentum reset.
-
-    These are the DC family's settings (Zhao et al., ICLR 2021): lr 0.01, momentum 0.9, weight decay
-    5e-4, batch 256, epochs 0..300, drop after 151, no augmentation. The nets train side by side; on
-    a GPU an epoch of all of them is one recorded graph, which reads the rate from memory.
-    """
-    config, device = trainings[0].config, trainings[0].labels.device
-    before = min(config.drop_epoch + 1, config.epochs)
-    short = max(len(training.images) / training.size for training in trainings) <= LONGEST
-    with closing(Recorder(device, short)) as recorder:
-        epoch = partial(side_by_side, [training.run for training in trainings], device)
-        for lr, epochs in (config.lr, before), (config.lr * 0.1, config.epochs - before):
-            for training in trainings:
-                training.start(lr)
-            for _ in range(epochs):
-                for training in trainings:
-                    training.shuffle(*training.generators)
-                recorder(epoch)
-
-
-@torch.no_grad()
-def measure_accuracy(
-    net: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    precision: str = "float32",
-    batch: int | None = None,
-) -> tuple[float, bool]:
-    """(accuracy in percent, diverged): diverged means that weights or logits are not finite.
-
-    `batch`: images at once; by default 100 on a CPU, whose memory has to hold several nets'
-    activations, else 500.
-    """
-    net.eval()
-    finite = torch.stack(
-        [torch.isfinite(p).all() for p in net.parameters()] or [torch.ones((), dtype=torch.bool)]
-    ).all()
-    finite = finite.to(images.device)
-    correct = torch.zeros((), dtype=torch.int64, device=images.device)
-    batch = batch or (100 if kind(images.device) == "cpu" else 500)
-    for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-        with mixed_precision(precision, x.device):
-            logits = net(x)
-        correct += (logits.argmax(1) == y).sum()
-        finite &= torch.isfinite(logits).all()
-    return 100 * int(correct) / len(labels), not bool(finite)
-
-
-def teacher_logits(
-    pairs: Pairs, data: Data, name: Net, config: EvalConfig, results: Results
-) -> list[Tensor]:
-    """Logits [N, classes] of teachers trained with plain CE, a tensor per pair of set and eval
-    seed, on that set's images.
-
-    `results.teachers` keeps them: all students, protocols and temperatures share them.
-    """
-    teachers, plain = results.teachers, replace(config, alpha=0.0, tau=1.0, options={})
-    named = zip(ids_of(pairs), pairs, strict=True)
-    keys = [(key, net_class(name), seed, plain, str(data.device)) for key, (_, seed) in named]
-    missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in teachers}
-    if missing:
-        streams = ("teacher", "teacher batches", "teacher augment")
-        nets = train_group(
-            list(missing.values()), data, PROTOCOLS["ce"], name, None, plain, results, streams
-        )
-        for (key, (synset, _)), net in zip(missing.items(), nets, strict=True):
-            teachers[key] = read_images(net.eval(), on_device(synset, data)[0], config.precision)
-    return [teachers[key] for key in keys]
-
-
-@torch.no_grad()
-def read_images(read: Callable[[Tensor], Tensor], images: Tensor, precision: str) -> Tensor:
-    """What a net's `read` makes of images [N, ...], 100 at a time, in their type."""
-    with mixed_precision(precision, images.device):
-        return torch.cat([read(x) for x in images.split(100)]).to(images.dtype)
-
-
-def fresh_net(name: Net, data: Data, config: EvalConfig, generator: torch.Generator) -> nn.Module:
-    """An evaluation net of the width and norm that `config` gives, on the data's device."""
-    net = build_net(name, generator, **options_for(name, data, config))
-    return net.to(data.device, data.x_train.dtype)
-
-
-def options_for(name: Net, data: Data, config: EvalConfig) -> dict[str, Any]:
-    """With what an evaluation net is built."""
-    channels, side, classes = data.shape
-    return {"channels": channels, "side": side, "classes": classes} | net_width(name, config)
-
-
-def net_width(name: Net, config: EvalConfig) -> dict:
-    """Of a config's width, depth, width factor and norm those that a net has."""
-    return width_options(name, config.width, config.depth, config.width_factor, config.norm)
 
 
 def configured(

@@ -13,9 +13,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from .errors import DDError, check_choice, first_line
 from .nets import extra_padding, scaled
-from .public import public
+from .support.errors import DDError, check_choice, first_line
+from .support.public import public
 
 # Of MobileNetV2: expansion, width, blocks, stride
 STAGES = (

@@ -8,7 +8,7 @@
                 tau^3 KL(student || teacher) of unsoftened probabilities, tau x 0.9 after every
                 epoch, alpha 0.5; and half a CE where it says "no KD". Probabilities are clamped, so
                 that it cannot become NaN where the released code did.
-`elf`, `kd-real`  learn from a net trained on real images: see `ddlib.elf`.
+`elf`, `kd-real`  learn from a net trained on real images: see `ddlib.methods.elf`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import EvalConfig
-from .errors import DDError, check_choice
-from .public import public
+from .support.errors import DDError, check_choice
+from .support.public import public
 
 TAU_DECAY = 0.9
 SMALLEST_PROBABILITY = 1e-8
@@ -44,7 +44,7 @@ class Protocol:
     The epoch may be a tensor: on a GPU it is counted there. `outputs` is what
     `forward(net, images, targets, config)` returns: logits [N, C] unless the protocol says
     otherwise. `targets` holds what is known of each synthetic image before training, by default the
-    teacher's logits; see `evaluate.prepare_targets` for a `prepare` of one's own. `options`: the
+    teacher's logits; see `training.prepare_targets` for a `prepare` of one's own. `options`: the
     protocol's own settings and their defaults, which `EvalConfig.options` overrides.
     `check(net, data, config)` raises `DDError` for what it cannot do, before anything is trained.
     `soft`: whether the loss takes the soft labels of a set, probabilities [N, C], as its targets.

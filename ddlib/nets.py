@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import DDError, check_choice, check_range
-from .machine import kind
-from .pooling import MaxPool, MeanPool
-from .public import public
-from .rng import torch_seeded_by
+from .support.errors import DDError, check_choice, check_range
+from .support.machine import kind
+from .support.pooling import MaxPool, MeanPool
+from .support.public import public
+from .support.rng import torch_seeded_by
 
 SIDES = (28, 32, 64, 128)
 DEPTHS = {28: 3, 32: 3, 64: 4, 128: 5}  # of the ConvNet, by side, as in the field (MTT, CVPR 2022)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .errors import DDError, check_choice
 from .nets import build_net
-from .public import public
+from .support.errors import DDError, check_choice
+from .support.public import public
 
 if TYPE_CHECKING:
     from .config import DistillConfig

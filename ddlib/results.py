@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from .config import DistillConfig, EvalConfig, to_dict
-from .errors import DDError
-from .public import public
-from .store import UNREADABLE, clear_temporaries, digest, write_atomic
+from .support.errors import DDError
+from .support.public import public
+from .support.store import UNREADABLE, clear_temporaries, digest, write_atomic
 
 SETS = (
     "set",

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from .config import DistillConfig, to_dict
 from .data import Data
-from .errors import DDError, first_line
-from .machine import environment
 from .methods import Part
 from .pool import ModelPool, label
-from .rng import Streams
-from .store import clear_temporaries, load_tensors, save_tensors, write_atomic
+from .support.errors import DDError, first_line
+from .support.machine import environment
+from .support.rng import Streams
+from .support.store import clear_temporaries, load_tensors, save_tensors, write_atomic
 from .synset import SyntheticSet
 
 CHECKPOINT_SECONDS = 10

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from .errors import DDError, check_choice
-from .public import public
+from .support.errors import DDError, check_choice
+from .support.public import public
 
 UNIT, WITHIN = "seed", "eval_seed"
 LEVEL = 0.95

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .datasets import DATASETS
-from .errors import DDError, check_choice, first_line
 from .exchange.layouts import LAYOUTS, OWN, SPACES, matched_classes, normalisation, read_layout
-from .machine import pick_device
-from .public import public
-from .store import UNREADABLE, dumps, load_tensors, save_tensors, write_atomic
+from .support.errors import DDError, check_choice, first_line
+from .support.machine import pick_device
+from .support.public import public
+from .support.store import UNREADABLE, dumps, load_tensors, save_tensors, write_atomic
 
 FORMAT = 1
 INFO = ("dataset", "iteration", "mean", "std", "classes", "config", "provenance")

@@ -13,9 +13,9 @@ import torch
 from standin import gpu  # noqa: F401  (a fixture)
 
 from ddlib.data import Data, random_real
-from ddlib.errors import DDError
 from ddlib.results import ROWS, SETS, canonical, flat
 from ddlib.study.plan import FREE
+from ddlib.support.errors import DDError
 
 torch.set_num_threads(1)  # tensors of a few hundred numbers: threads cost more than they give
 
@@ -60,14 +60,14 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def trainings(monkeypatch):
     """Every `Training` that `evaluate` does, teachers before students."""
-    evaluation, calls = module("evaluate"), []
-    real = evaluation.train_nets
+    training, calls = module("training"), []
+    real = training.train_nets
 
     def recorded(group):
         real(group)
         calls.extend(group)
 
-    monkeypatch.setattr(evaluation, "train_nets", recorded)
+    monkeypatch.setattr(training, "train_nets", recorded)
     return calls
 
 

@@ -20,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddlib import fast, machine
+from ddlib.support import fast, machine
 
 aten = torch.ops.aten
 LOOKS = {aten._local_scalar_dense, aten.nonzero, aten.equal, aten.lift_fresh}  # at or from the host

@@ -12,7 +12,7 @@ from ddlib.augment import OPERATIONS, Draws, apply, draw, operations_of
 from ddlib.methods.gradient import Gradient
 from ddlib.methods.images import as_leaf
 from ddlib.nets import build_net
-from ddlib.rng import Streams, stream
+from ddlib.support.rng import Streams, stream
 
 
 def noise(n=3, channels=3, side=32, dtype=torch.float64):

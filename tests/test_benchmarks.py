@@ -13,7 +13,7 @@ import torch
 
 from ddlib.data import random_real
 from ddlib.nets import NETS
-from ddlib.store import ROOT
+from ddlib.support.store import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

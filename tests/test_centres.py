@@ -5,7 +5,7 @@ import torch
 from conftest import make_data, refused
 
 from ddlib.baselines.centres import CENTRES, centres, unit_contrast
-from ddlib.evaluate import identity_of
+from ddlib.identity import identity_of
 
 
 def test_one_image_per_class_is_the_mean_of_its_training_images():

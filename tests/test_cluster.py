@@ -20,10 +20,10 @@ from conftest import module, refused
 from distributed import Client
 from test_launcher import SETTINGS, TINY
 
-from ddlib.store import ROOT
 from ddlib.study import Study, cluster, launcher
 from ddlib.study.plan import ImageSet, Train, plan, select
 from ddlib.study.tasks import Outcome, advance, is_done, run_plan
+from ddlib.support.store import ROOT
 
 PATIENCE = 120  # seconds until something is taken for lost
 REAL = ImageSet("random_real", ipc=1)

@@ -9,14 +9,14 @@ from conftest import refused
 
 from ddlib.config import DistillConfig, EvalConfig, check_known, to_dict
 from ddlib.distill import distill
-from ddlib.errors import check_choice, check_range
-from ddlib.machine import environment, pick_device
 from ddlib.methods import METHODS, Method
 from ddlib.methods.distribution import Distribution
 from ddlib.methods.gradient import Gradient
 from ddlib.pool import ModelPool
 from ddlib.run import store_name
 from ddlib.study.profiles import PROFILES, get_profile, parse_settings
+from ddlib.support.errors import check_choice, check_range
+from ddlib.support.machine import environment, pick_device
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -10,7 +10,7 @@ from torch import nn
 import ddlib
 from ddlib import EvalConfig, coreset, pretrained, random_real
 from ddlib.baselines.coresets import CORESETS, EARLY, easiest, herding, k_center
-from ddlib.evaluate import describe_set
+from ddlib.identity import describe_set
 
 TINY = EvalConfig(epochs=2, width=4, depth=1, batch=20)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddlib.data import full_real, load_data, random_real
 from ddlib.evaluate import evaluate
-from ddlib.rng import stream
+from ddlib.support.rng import stream
 
 PER_CLASS = 8
 

@@ -18,9 +18,9 @@ from ddlib.methods.gradient import Gradient
 from ddlib.methods.objective import Objective
 from ddlib.nets import MaxPool, MeanPool
 from ddlib.pool import Member, ModelPool
-from ddlib.rng import stream
 from ddlib.run import Run, read_log, store_name
-from ddlib.store import load_tensors, save_tensors
+from ddlib.support.rng import stream
+from ddlib.support.store import load_tensors, save_tensors
 
 runs = module("run")
 SMALL = {

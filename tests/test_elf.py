@@ -11,13 +11,14 @@ from torch import nn
 
 import ddlib
 from ddlib import EvalConfig, Results, build_net, evaluate, feature_net, random_real
-from ddlib.elf import FEATURE_LOSSES, elf_loss
-from ddlib.evaluate import describe_row, fresh_net
+from ddlib.identity import describe_row
 from ddlib.losses import PROTOCOLS, kd_loss
+from ddlib.methods.elf import FEATURE_LOSSES, elf_loss
+from ddlib.methods.realnets import cache
 from ddlib.nets import NETS
-from ddlib.realnets import cache
-from ddlib.rng import stream
-from ddlib.store import ROOT
+from ddlib.support.rng import stream
+from ddlib.support.store import ROOT
+from ddlib.training import fresh_net
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -239,7 +240,7 @@ def test_f_is_what_its_settings_say(data):
     """Accuracy on test images; trained on so many images, at that rate, from that seed."""
     options = {"feature_epochs": 2, "feature_lr": 0.03, "feature_images": 20, "feature_seed": 4}
     config = EvalConfig(width_factor=0.05, options=options)
-    real = ddlib.realnets.REAL
+    real = ddlib.methods.realnets.REAL
     asked = replace(real, epochs=2, lr=0.03, width=24)
     assert (asked.augment, asked.batch, asked.momentum, asked.depth) == ("dsa", 256, 0.9, 3)
     expected = ddlib.pretrained("ConvNet", data, 4, asked, 20, progress=False)
@@ -275,9 +276,9 @@ def test_f_follows_the_precision(data, trainings, precision):
 
 
 def test_features_are_read_once_for_all_students_of_a_width(data, monkeypatch):
-    calls, real = [], module("elf").read_images
+    calls, real = [], module("methods.elf").read_images
     recorded = lambda *args: calls.append(1) or real(*args)  # noqa: E731
-    monkeypatch.setattr(module("elf"), "read_images", recorded)
+    monkeypatch.setattr(module("methods.elf"), "read_images", recorded)
     results, synset = Results(), random_real(data, 3, 0)
     for settings in ({}, {"lambda_feature": 0.5}, {"n_eval": 2}):
         rows_of(data, ["VGG11", "ResNet18"], synset=synset, results=results, **settings)

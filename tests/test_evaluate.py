@@ -14,23 +14,15 @@ from torch import nn
 from ddlib.baselines.centres import centres
 from ddlib.config import EvalConfig
 from ddlib.data import load_data, random_real
-from ddlib.evaluate import (
-    VERSION,
-    Training,
-    evaluate,
-    fresh_net,
-    groups,
-    measure_accuracy,
-    set_key,
-    teacher_logits,
-    train_nets,
-)
+from ddlib.evaluate import evaluate, groups
+from ddlib.identity import VERSION, set_key
 from ddlib.losses import PROTOCOLS, Protocol
 from ddlib.nets import build_net
 from ddlib.results import ROWS, SETS, Results, trained_nets
-from ddlib.rng import stream
-from ddlib.store import write_atomic
+from ddlib.support.rng import stream
+from ddlib.support.store import write_atomic
 from ddlib.synset import SyntheticSet
+from ddlib.training import Training, fresh_net, measure_accuracy, teacher_logits, train_nets
 
 TINY = EvalConfig(epochs=3, width=4, depth=1, width_factor=0.05)
 
@@ -388,7 +380,7 @@ def test_finished_rows_are_not_computed_again(tmp_path, synset, data, trainings)
 
 def test_interrupted_evaluation_keeps_its_finished_rows(tmp_path, synset, data, monkeypatch):
     path, whole = tmp_path / "rows", rows_of(synset, data, ("MLP", "LeNet"), n_eval=2)
-    real, calls = module("evaluate").measure_accuracy, []
+    real, calls = module("training").measure_accuracy, []
 
     def interrupted(*args):
         calls.append(1)
@@ -397,7 +389,7 @@ def test_interrupted_evaluation_keeps_its_finished_rows(tmp_path, synset, data, 
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module("evaluate"), "measure_accuracy", interrupted)
+        patch.setattr(module("training"), "measure_accuracy", interrupted)
         with pytest.raises(KeyboardInterrupt):
             rows_of(synset, data, ("MLP", "LeNet"), n_eval=2, results=Results(path))
     assert len(Results(path).frame()) == 2

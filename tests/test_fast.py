@@ -10,8 +10,15 @@ import pytest
 import torch
 from conftest import refused
 
-from ddlib.fast import Epoch, Recorder, mixed_precision, products, set_products, side_by_side
-from ddlib.rng import stream
+from ddlib.augment import Epoch
+from ddlib.support.fast import (
+    Recorder,
+    mixed_precision,
+    products,
+    set_products,
+    side_by_side,
+)
+from ddlib.support.rng import stream
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

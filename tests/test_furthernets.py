@@ -12,11 +12,11 @@ from conftest import make_data, refused
 from torch import nn
 
 from ddlib import EvalConfig, evaluate, random_real
-from ddlib.evaluate import fresh_net
 from ddlib.nets import FURTHER, NETS, SIDES, build_net, net_class, net_name, width_options
-from ddlib.rng import stream
-from ddlib.store import ROOT
 from ddlib.study import PROFILES
+from ddlib.support.rng import stream
+from ddlib.support.store import ROOT
+from ddlib.training import fresh_net
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

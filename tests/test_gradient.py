@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from conftest import make_data
 
 from ddlib.config import DistillConfig
-from ddlib.fast import default_slice
 from ddlib.methods.gradient import (
     Gradient,
     gradient_distance,
@@ -21,7 +20,8 @@ from ddlib.methods.gradient import (
 from ddlib.methods.images import as_leaf
 from ddlib.methods.objective import batchnorms, freeze_batchnorm
 from ddlib.nets import build_net
-from ddlib.rng import Streams, stream
+from ddlib.support.fast import default_slice
+from ddlib.support.rng import Streams, stream
 
 
 def double(values):

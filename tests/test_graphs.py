@@ -15,12 +15,12 @@ from standin import Stream, Tape
 
 import ddlib
 from ddlib import DistillConfig, EvalConfig, Member, ModelPool
-from ddlib.evaluate import Training, train_nets
-from ddlib.fast import LANES, WARMUP, Recorder, lanes, on_streams, products
 from ddlib.losses import PROTOCOLS
 from ddlib.methods.gradient import Gradient
 from ddlib.nets import ACTIVATIONS, NETS, NORMS, POOLINGS, build_net
-from ddlib.rng import stream
+from ddlib.support.fast import LANES, WARMUP, Recorder, lanes, on_streams, products
+from ddlib.support.rng import stream
+from ddlib.training import Training, train_nets
 
 PRECISIONS = "float32", "bfloat16", "float64"
 SLIM = {"width": 8, "width_factor": 0.05}
@@ -365,7 +365,7 @@ def test_the_environment_switches_recording_off(gpu, colours, monkeypatch):
 
 
 def test_an_epoch_of_many_batches_is_not_recorded(gpu, colours, monkeypatch):
-    monkeypatch.setattr(module("evaluate"), "LONGEST", 2)
+    monkeypatch.setattr(module("training"), "LONGEST", 2)
     trained(colours, replace(SCHEDULE, batch=3), width=8)
     assert gpu.captures == 1
     trained(colours, replace(SCHEDULE, batch=2), width=8)
@@ -395,7 +395,7 @@ def test_nothing_recorded_outlives_its_run(gpu, colours):
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Training, "__init__", noted)
-            patch.setattr("ddlib.fast.gc.enable", lambda: None)
+            patch.setattr("ddlib.support.fast.gc.enable", lambda: None)
             trained(colours, width=8)
             assert len(alive) == 2 and [ref() for ref in alive if ref()] == gpu.alive() == []
             distilled(colours)
@@ -407,7 +407,7 @@ def test_nothing_recorded_outlives_its_run(gpu, colours):
 def test_no_collection_within_a_recording_and_one_before(gpu, monkeypatch):
     """It is the stand-in that looks whether the collector is off."""
     collections = []
-    monkeypatch.setattr("ddlib.fast.gc.collect", lambda: collections.append(len(gpu.waits)))
+    monkeypatch.setattr("ddlib.support.fast.gc.collect", lambda: collections.append(len(gpu.waits)))
     recorder = Recorder("cpu")
     for _ in range(WARMUP + 2):
         recorder(torch.zeros, 1)

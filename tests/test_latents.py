@@ -6,15 +6,15 @@ from conftest import make_data, refused
 from test_distill import assert_same_run, stopped_at
 from torch import nn
 
-from ddlib.autoencoder import autoencoder
 from ddlib.config import DistillConfig
 from ddlib.data import random_real
 from ddlib.distill import distill
 from ddlib.methods import Latents
+from ddlib.methods.autoencoder import autoencoder
 from ddlib.methods.latents import first_codes
-from ddlib.realnets import cache
-from ddlib.rng import Streams, stream, torch_seeded_by
-from ddlib.store import load_tensors
+from ddlib.methods.realnets import cache
+from ddlib.support.rng import Streams, stream, torch_seeded_by
+from ddlib.support.store import load_tensors
 
 SMALL = {
     "ipc": 2,

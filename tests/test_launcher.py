@@ -15,9 +15,9 @@ import pytest
 from conftest import refused
 
 import ddlib
-from ddlib.errors import DDError
-from ddlib.store import ROOT
 from ddlib.study import PROFILES, Study, launcher
+from ddlib.support.errors import DDError
+from ddlib.support.store import ROOT
 
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in launcher.NOTEBOOKS]
 TINY = {

@@ -11,8 +11,8 @@ from torch import nn
 
 from ddlib import losses
 from ddlib.config import EvalConfig
-from ddlib.evaluate import Training
 from ddlib.losses import PROTOCOLS, Protocol, find_protocol
+from ddlib.training import Training
 
 
 def kd_loss(logits, labels, teacher, alpha, tau):

@@ -15,8 +15,8 @@ from conftest import refused
 
 import ddlib
 from ddlib.report.colab import READERS, add_colab
-from ddlib.store import ROOT
 from ddlib.study import PROFILES
+from ddlib.support.store import ROOT
 
 CLAIMS = (ROOT / "docs" / "claims.md").read_text()
 

@@ -15,10 +15,10 @@ from ddlib.methods import MetaDD
 from ddlib.methods.images import as_leaf
 from ddlib.methods.maps import LAYERS, activation_map, is_dead, look, shares
 from ddlib.methods.metadd import imitation, variance
+from ddlib.methods.realnets import cache
 from ddlib.nets import build_net
-from ddlib.realnets import cache
-from ddlib.rng import Streams, stream
-from ddlib.store import load_tensors
+from ddlib.support.rng import Streams, stream
+from ddlib.support.store import load_tensors
 
 CHEAP = {"aux_epochs": 1, "aux_images": 30, "aux_lr": 0.05}
 SMALL = {

@@ -18,8 +18,8 @@ from ddlib.methods.distribution import Distribution
 from ddlib.methods.images import as_leaf
 from ddlib.nets import Net, build_net
 from ddlib.pool import Member, ModelPool
-from ddlib.rng import Streams, stream
-from ddlib.store import load_tensors
+from ddlib.support.rng import Streams, stream
+from ddlib.support.store import load_tensors
 
 SMALL = {
     "ipc": 2,

@@ -15,7 +15,7 @@ from ddlib.nets import (
     MeanPool,
     build_net,
 )
-from ddlib.rng import stream, torch_seeded_by
+from ddlib.support.rng import stream, torch_seeded_by
 
 SMALL = {  # options that make each net cheap
     "ConvNet": {"width": 4, "depth": 2},

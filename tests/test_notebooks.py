@@ -6,7 +6,7 @@ import json
 
 import matplotlib as mpl
 
-from ddlib.store import ROOT
+from ddlib.support.store import ROOT
 
 TINY = {"iterations": 2, "snapshots": [0, 2], "epochs": 4, "full_epochs": 1, "batch_real": 6}
 TINY |= {"width": 4, "width_factor": 0.0625, "seeds": [0], "taus": [1.0, 4.0], "lrs": [0.005, 0.01]}

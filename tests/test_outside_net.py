@@ -15,7 +15,7 @@ from ddlib.evaluate import evaluate
 from ddlib.nets import ConvNet, build_net, embedding, net_name, register_net, width_options
 from ddlib.pool import Member, ModelPool
 from ddlib.results import Results
-from ddlib.rng import stream
+from ddlib.support.rng import stream
 
 SMALL = {"n_eval": 2, "progress": False, "epochs": 3, "width": 4, "depth": 1, "batch": 4}
 

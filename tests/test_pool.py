@@ -14,7 +14,7 @@ from torch import nn
 
 from ddlib.methods.objective import batchnorms
 from ddlib.pool import SIMILAR, Member, ModelPool, label
-from ddlib.rng import stream
+from ddlib.support.rng import stream
 
 N = 4000
 SMALL = {"width": 4, "width_factor": 0.05}

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from conftest import make_data, refused
 
 from ddlib import EvalConfig, build_net
-from ddlib.evaluate import fresh_net
-from ddlib.realnets import cache, pretrained, train_on_real
-from ddlib.rng import stream
+from ddlib.methods.realnets import cache, pretrained, train_on_real
+from ddlib.support.rng import stream
+from ddlib.training import fresh_net
 
 TINY = EvalConfig(epochs=3, width=4, batch=20, lr=0.05)
 
@@ -37,7 +37,7 @@ def test_training_is_sgd_without_a_drop(data):
 
 def test_it_is_trained_once(data, monkeypatch):
     first = pretrained("ConvNet", data, config=TINY, progress=False)
-    monkeypatch.setattr("ddlib.realnets.train_on_real", None)
+    monkeypatch.setattr("ddlib.methods.realnets.train_on_real", None)
     again = pretrained("ConvNet", data, config=TINY, progress=False)
     assert first.accuracy == again.accuracy
     for a, b in zip(first.net.parameters(), again.net.parameters(), strict=True):

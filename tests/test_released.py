@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import refused, study_rows
 
-from ddlib.evaluate import identity_of
+from ddlib.identity import identity_of
 from ddlib.report.audit import Scope
 from ddlib.report.released import released_compatible, released_table
 from ddlib.report.selection import images_name

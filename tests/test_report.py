@@ -12,7 +12,7 @@ from conftest import make_data, refused, study_rows
 from ddlib.data import random_real
 from ddlib.report import pdf
 from ddlib.report.tables import NETS
-from ddlib.store import ROOT
+from ddlib.support.store import ROOT
 
 SOURCE = (ROOT / "paper" / "report.typ").read_text()
 POOLS = {"main": 20.0, "main_plus_similar": 23.0, "random_real": 15.0}

@@ -21,14 +21,14 @@ from PIL import Image
 import ddlib
 from ddlib.data import load_data, random_real
 from ddlib.distill import distill
-from ddlib.errors import DDError
 from ddlib.evaluate import evaluate
+from ddlib.methods.realnets import REAL, pretrained
 from ddlib.pool import Member, ModelPool
-from ddlib.realnets import REAL, pretrained
 from ddlib.results import Results, read_results
 from ddlib.run import store_name
-from ddlib.store import ROOT, load_tensors, save_tensors, write_atomic
 from ddlib.study import Study, launcher
+from ddlib.support.errors import DDError
+from ddlib.support.store import ROOT, load_tensors, save_tensors, write_atomic
 from ddlib.synset import SyntheticSet, load_synset
 
 SMALL = {"width": 4, "depth": 1, "batch_real": 6, "batch_bn": 4, "iterations": 3}
@@ -615,8 +615,8 @@ def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(tmp_path, data, stored):
 @pytest.mark.parametrize("kept", [True, False])
 def test_ctrl_c_says_how_many_nets_are_kept(tmp_path, data, synset, monkeypatch, kept):
     """A real signal while the third of four nets is trained."""
-    evaluation, begun = module("evaluate"), []
-    real = evaluation.train_nets
+    training, begun = module("training"), []
+    real = training.train_nets
 
     def interrupted(trainings):
         begun.append(1)
@@ -627,7 +627,7 @@ def test_ctrl_c_says_how_many_nets_are_kept(tmp_path, data, synset, monkeypatch,
     results = Results(tmp_path) if kept else None
     how = {"n_eval": 2, "epochs": 1, "split": "both", "progress": False}
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "train_nets", interrupted)
+        patch.setattr(training, "train_nets", interrupted)
         with pytest.raises(KeyboardInterrupt) as caught:
             ddlib.evaluate(synset, data, ["MLP", "LeNet"], results=results, **how)
     said = str(caught.value)

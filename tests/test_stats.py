@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 from scipy import stats as distributions
 
-from ddlib.errors import DDError
 from ddlib.stats import (
     given_one_set,
     holm,
@@ -17,6 +16,7 @@ from ddlib.stats import (
     paired_difference,
     summarise,
 )
+from ddlib.support.errors import DDError
 
 
 def rows_of(accuracies, net="ConvNet", **more):

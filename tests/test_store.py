@@ -13,7 +13,7 @@ import torch
 from conftest import refused
 from safetensors.torch import save_file
 
-from ddlib.store import dumps, load_tensors, locked, save_tensors, write_atomic
+from ddlib.support.store import dumps, load_tensors, locked, save_tensors, write_atomic
 
 
 def fails(code):
@@ -132,7 +132,7 @@ def test_a_temporary_file_says_whose_it_is(tmp_path, monkeypatch):
 
 HOLD = """
 import sys, time
-from ddlib.store import locked
+from ddlib.support.store import locked
 with locked(sys.argv[1]) as mine:
     print(mine, flush=True)
     time.sleep(600)

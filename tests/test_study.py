@@ -12,12 +12,12 @@ from conftest import module, refused
 
 import ddlib
 from ddlib.choose import choices
-from ddlib.evaluate import describe_row
+from ddlib.identity import describe_row
 from ddlib.losses import PROTOCOLS
-from ddlib.store import ROOT
 from ddlib.study import PROFILES, Study, get_profile, profiles
 from ddlib.study.plan import ImageSet, Sweep, Train, plan, select
 from ddlib.study.tasks import chosen_value, in_groups, is_done, rows_of, run_plan, run_task, tried
+from ddlib.support.store import ROOT
 
 TINY = {
     "iterations": 4,
@@ -76,7 +76,7 @@ def files(folder):
 def forbid(monkeypatch):
     """Neither distil nor train any more."""
     monkeypatch.setattr(module("methods.gradient"), "real_gradient", None)
-    monkeypatch.setattr(module("evaluate"), "train_nets", None)
+    monkeypatch.setattr(module("training"), "train_nets", None)
 
 
 # Once.

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from ddlib.datasets import CIFAR10, CIFAR10_CLASSES, MNIST
-from ddlib.store import load_tensors, save_tensors
+from ddlib.support.store import load_tensors, save_tensors
 from ddlib.synset import SyntheticSet, load_synset
 
 

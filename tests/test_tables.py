@@ -7,7 +7,6 @@ import pytest
 from conftest import study_rows
 
 from ddlib.choose import choices
-from ddlib.errors import DDError
 from ddlib.report.audit import Scope, claim_cells
 from ddlib.report.publish import free_sentence, free_table
 from ddlib.report.selection import arms, comparable
@@ -22,6 +21,7 @@ from ddlib.report.tables import (
     wide,
 )
 from ddlib.study.profiles import get_profile
+from ddlib.support.errors import DDError
 
 ACCURACIES = {
     ("main", "CE"): 20.0,

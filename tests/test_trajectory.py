@@ -17,10 +17,10 @@ from ddlib.augment import OPERATIONS
 from ddlib.distill import distill
 from ddlib.methods.experts import expert, expert_settings, flat, read_expert
 from ddlib.methods.images import as_leaf
+from ddlib.methods.realnets import cache
 from ddlib.methods.trajectory import Trajectory
-from ddlib.realnets import cache
-from ddlib.rng import Streams, stream
-from ddlib.store import ROOT, load_tensors, save_tensors
+from ddlib.support.rng import Streams, stream
+from ddlib.support.store import ROOT, load_tensors, save_tensors
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -335,7 +335,7 @@ def test_experts_are_trained_once(data, monkeypatch):
     first = run(data, iterations=6, seed=BOTH)
     assert len(files()) == 2
     times = [file.stat().st_mtime_ns for file in files()]
-    monkeypatch.setattr("ddlib.realnets.train_on_real", None)
+    monkeypatch.setattr("ddlib.methods.realnets.train_on_real", None)
     assert_same_run(run(data, iterations=6, seed=BOTH), first)
     run(data, iterations=6, ipc=1)  # whatever needs them
     assert [file.stat().st_mtime_ns for file in files()] == times

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 import ddlib
 from ddlib import Data, DistillConfig, EvalConfig, Member, ModelPool, SyntheticSet
 from ddlib.augment import OPERATIONS as OPERATION_NAMES
-from ddlib.evaluate import Training, fresh_net, measure_accuracy, train_nets
 from ddlib.losses import PROTOCOLS
-from ddlib.rng import Streams, stream
-from ddlib.store import ROOT
+from ddlib.support.rng import Streams, stream
+from ddlib.support.store import ROOT
+from ddlib.training import Training, fresh_net, measure_accuracy, train_nets
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

@@ -10,9 +10,9 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..data import Data, as_synset, check_ipc
-from ..errors import check_choice
-from ..public import public
-from ..rng import stream
+from ..support.errors import check_choice
+from ..support.public import public
+from ..support.rng import stream
 from ..synset import SyntheticSet
 
 CENTRES = {"class-means": False, "class-means-contrast": True}  # whether contrast is rescaled

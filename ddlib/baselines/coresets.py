@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from ..config import EvalConfig, differences
 from ..data import Data, as_synset, check_ipc
-from ..errors import check_choice
-from ..evaluate import Net
-from ..fast import mixed_precision, products
+from ..losses import Net
+from ..methods.realnets import REAL, pretrained
 from ..nets import embedding, net_name
-from ..public import public
-from ..realnets import REAL, pretrained
+from ..support.errors import check_choice
+from ..support.fast import mixed_precision, products
+from ..support.public import public
 from ..synset import SyntheticSet
 
 EARLY = replace(REAL, epochs=10)

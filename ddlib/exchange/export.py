@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DDError, check_choice
-from ..public import public
-from ..store import write_atomic
+from ..support.errors import DDError, check_choice
+from ..support.public import public
+from ..support.store import write_atomic
 from ..synset import SyntheticSet, channels
 from .layouts import OWN
 

@@ -33,8 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..datasets import DATASETS, open_npz, read_image
-from ..errors import DDError, check_choice, check_range, first_line
-from ..store import UNREADABLE, check_size
+from ..support.errors import DDError, check_choice, check_range, first_line
+from ..support.store import UNREADABLE, check_size
 
 LARGEST = 1000.0  # a pixel of a foreign file, in normalised pixel space
 SPACES = ("normalised", "pixels", "zca")

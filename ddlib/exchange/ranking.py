@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import pandas as pd
 from scipy import special
 
-from ..errors import DDError, check_range
-from ..public import public
 from ..stats import LEVEL, check_columns, interval
+from ..support.errors import DDError, check_range
+from ..support.public import public
 
 
 @public

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..data import Data
-from ..errors import DDError, check_range
-from ..public import public
-from ..store import check_size
+from ..support.errors import DDError, check_range
+from ..support.public import public
+from ..support.store import check_size
 from ..synset import channels, fingerprint
 
 EPS = 0.1  # added to the eigenvalues, as in github.com/GeorgeCazenavette/mtt-distillation

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import DDError, check_choice
-from ..public import public
+from ..support.errors import DDError, check_choice
+from ..support.public import public
 from .distribution import Distribution
 from .gradient import Gradient
 from .images import Images, Pixels

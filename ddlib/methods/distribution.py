@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..errors import check_choice
-from ..fast import default_slice, mixed_precision
 from ..nets import embedding
-from ..rng import Streams
+from ..support.errors import check_choice
+from ..support.fast import default_slice, mixed_precision
+from ..support.rng import Streams
 from .objective import Objective
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import DDError
-from ..rng import stream
-from ..store import load_tensors, save_tensors
+from ..support.errors import DDError
+from ..support.rng import stream
+from ..support.store import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from ..config import EvalConfig
@@ -50,7 +50,7 @@ def expert(
     not stay finite.
     """
     from ..pool import label
-    from ..realnets import cache, describe, digest, train_on_real
+    from .realnets import cache, describe, digest, train_on_real
 
     net = pool.build(description, stream(seed, "expert", description["net"]))
     about = describe(type(net), data, seed, config, images) | {"description": description}

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fast import default_slice, mixed_precision
+from ..support.fast import default_slice, mixed_precision
 from .objective import Objective
 
 # Outer steps and inner epochs by ipc (Zhao et al., ICLR 2021; methods of the DC family).

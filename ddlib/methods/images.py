@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data import random_real
-from ..rng import Streams, stream
+from ..support.rng import Streams, stream
 from .objective import Part
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..errors import DDError, check_range, first_line
-from ..rng import Streams, stream
+from ..support.errors import DDError, check_range, first_line
+from ..support.rng import Streams, stream
 from .images import Images, as_leaf, first_images, sgd
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Latents(Images):
     meant for pixels: a latent space has a scale of its own. `chunk`: images whose graph is alive
     at a time.
 
-    Without a decoder it is that of `ddlib.autoencoder`, by `decoder_epochs`, `decoder_images` (0:
+    Without a decoder it is that of `methods.autoencoder`, by `decoder_epochs`, `decoder_images` (0:
     all) and `decoder_seed`. The first latents are its codes of random real images, or for init
     "noise" N(0, 1) with the mean and standard deviation of these codes, per channel.
     """
@@ -59,7 +59,7 @@ class Latents(Images):
     def prepare(self, config: DistillConfig, data: Data, rng: Streams) -> None:
         decoder, latents = self.given
         if decoder is None:
-            from ..autoencoder import autoencoder  # which knows the methods
+            from .autoencoder import autoencoder  # which knows the methods
 
             encoder, decoder = autoencoder(data, *self.training)
             latents = first_codes(encoder, config, data)

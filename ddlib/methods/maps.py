@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import check_choice
+from ..support.errors import check_choice
 
 # Whose output is mapped: the index in `net.features`. Its side is at least 4 on images of 28 or 32.
 LAYERS = {

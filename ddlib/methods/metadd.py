@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import DDError, check_choice, check_range
-from ..rng import Streams
+from ..support.errors import DDError, check_choice, check_range
+from ..support.rng import Streams
 from .maps import LAYERS, is_dead, look, shares
 from .objective import Part
 
@@ -60,7 +60,7 @@ class MetaDD(Part):
         self.dead = check_choice("dead", dead, ("skip", "keep"))
 
     def prepare(self, config: DistillConfig, data: Data, rng: Streams) -> None:
-        from ..realnets import REAL, pretrained  # which knows the methods
+        from .realnets import REAL, pretrained  # which knows the methods
 
         shape = {k: getattr(config, k) for k in ("width", "depth", "width_factor", "precision")}
         settings = replace(REAL, epochs=self.epochs, lr=self.lr, **shape)

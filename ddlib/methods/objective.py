@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..augment import apply, draw, operations_of
-from ..errors import DDError
-from ..fast import Epoch, Recorder, mixed_precision
-from ..rng import Streams
+from ..augment import Epoch, apply, draw, operations_of
+from ..support.errors import DDError
+from ..support.fast import Recorder, mixed_precision
+from ..support.rng import Streams
 
 if TYPE_CHECKING:
     from ..config import DistillConfig

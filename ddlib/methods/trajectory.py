@@ -14,8 +14,8 @@ from torch.func import functional_call
 from torch.nn.utils import vector_to_parameters
 
 from ..augment import apply, draw
-from ..errors import DDError, check_range
-from ..rng import Streams
+from ..support.errors import DDError, check_range
+from ..support.rng import Streams
 from .experts import expert, expert_settings, flat, read_expert
 from .images import sgd
 from .objective import Objective, batchnorms

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..choose import CELL, choices
-from ..rng import stream
 from ..stats import LEVEL, UNIT, WITHIN, holm, interval, p_above, p_below, pair
+from ..support.rng import stream
 from .published import printed_accuracy, printed_noise, read_published
 from .selection import arms, comparable, images_of
 from .tables import FREE, NETS, WITHOUT_ITERATION

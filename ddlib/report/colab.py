@@ -5,8 +5,8 @@ from pathlib import Path
 
 import nbformat
 
-from ..errors import DDError
-from ..store import ROOT, write_atomic
+from ..support.errors import DDError
+from ..support.store import ROOT, write_atomic
 
 READERS = ("04_tables", "05_audit")  # they read CSV files only, so that a borrowed machine will do
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"

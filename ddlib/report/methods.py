@@ -11,13 +11,13 @@ import pandas as pd
 from torch import nn
 
 from ..config import EvalConfig
-from ..elf import feature_net
-from ..evaluate import identity_of
-from ..rng import Streams
+from ..identity import identity_of
+from ..methods.elf import feature_net
 from ..stats import pair, summarise
 from ..study.plan import Train, plan
 from ..study.study import Study
 from ..study.tasks import config_of
+from ..support.rng import Streams
 from ..synset import SyntheticSet
 from .audit import MISSING, NO_CELL, cells_of, effect_text, mean_of, outcome, verdict
 from .selection import IMAGES, METHODS, WITH_POOL, arms, comparable, images_name, images_of

@@ -16,12 +16,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..errors import DDError, check_choice
 from ..losses import TAU_DECAY
 from ..results import read_results
 from ..stats import UNIT
-from ..store import ROOT, dumps, write_atomic
 from ..study.profiles import PROFILES, Profile
+from ..support.errors import DDError, check_choice
+from ..support.store import ROOT, dumps, write_atomic
 from ..synset import SyntheticSet, load_synset
 from . import audit, figures, published, tables
 from .publish import choice_table, scope_of

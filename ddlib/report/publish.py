@@ -9,9 +9,9 @@ import pandas as pd
 from ..choose import choices
 from ..results import read_results
 from ..stats import holm, p_above, p_below, summarise
-from ..store import ROOT, write_atomic
 from ..study.profiles import PROFILES, Profile
 from ..study.study import PNG
+from ..support.store import ROOT, write_atomic
 from .audit import (
     CLASS_MEANS,
     RULE,

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from ..errors import DDError
 from ..results import trained_nets
 from ..stats import given_one_set, summarise
-from ..store import ROOT
 from ..study.profiles import Profile
+from ..support.errors import DDError
+from ..support.store import ROOT
 from .selection import arms, comparable
 
 REFERENCE = ROOT / "paper" / "reference"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import DDError
+from ..support.errors import DDError
 from .plan import Task, needs
 from .tasks import Outcome, Stop, in_series, is_done, is_ready
 

@@ -23,9 +23,9 @@ from pathlib import Path
 import pandas as pd
 
 from ..datasets import MAY_DOWNLOAD
-from ..errors import DDError, check_range
-from ..progress import VARIABLE
-from ..store import ROOT, load_tensors
+from ..support.errors import DDError, check_range
+from ..support.progress import VARIABLE
+from ..support.store import ROOT, load_tensors
 from .plan import PARTS, Task, plan, select
 from .profiles import PROFILES, Profile, parse_settings
 from .study import Study

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from ..errors import check_choice, check_range
 from ..evaluate import TEACHER
-from ..public import RANGES
+from ..support.errors import check_choice, check_range
+from ..support.public import RANGES
 from .given import FREE, GIVEN
 from .profiles import Profile
 from .released import ITERATIONS as RELEASED_AT

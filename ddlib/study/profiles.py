@@ -13,10 +13,10 @@ from typing import Any
 from ..augment import operations_of
 from ..baselines.coresets import CORESETS
 from ..config import DistillConfig, EvalConfig, check_types, coerce, differences
-from ..errors import DDError, check_choice, check_range
 from ..nets import NETS, net_class
 from ..pool import PRESETS
 from ..results import canonical
+from ..support.errors import DDError, check_choice, check_range
 
 ALL_OF_DC = ("table4", "curve", "table5", "released", "probability", "full_data")
 

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import DDError
+from ..support.errors import DDError
 from ..synset import SyntheticSet, load_synset
 
 METHOD = "dc-released"  # in results: never mixed with sets of ours

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from ..config import DistillConfig
 from ..data import Data, load_data
 from ..distill import distill
-from ..errors import DDError
-from ..machine import device_name, pick_device
 from ..results import TRAINING, Results, read_results
 from ..run import snapshot_name, store_name
-from ..store import ROOT, write_atomic
+from ..support.errors import DDError
+from ..support.machine import device_name, pick_device
+from ..support.store import ROOT, write_atomic
 from ..synset import SyntheticSet, load_synset
 from .given import GIVEN
 from .plan import POOLS, ImageSet, Sweep, Task, plan, select

@@ -21,24 +21,17 @@ from ..choose import choices
 from ..config import EvalConfig
 from ..data import check_ipc
 from ..distill import settled
-from ..errors import DDError
-from ..evaluate import (
-    configured,
-    describe_row,
-    eval_seeds,
-    evaluate,
-    groups,
-    machine_text,
-    options_for,
-    splits,
-)
-from ..fast import side_by_side
+from ..evaluate import configured, evaluate, groups
+from ..identity import describe_row, eval_seeds, machine_text, splits
 from ..losses import find_protocol
-from ..machine import environment, kind
 from ..nets import build_net
 from ..pool import pool_of
-from ..progress import bar
-from ..store import locked
+from ..support.errors import DDError
+from ..support.fast import side_by_side
+from ..support.machine import environment, kind
+from ..support.progress import bar
+from ..support.store import locked
+from ..training import options_for
 from .plan import ImageSet, Sweep, Task, Train, needs
 
 if TYPE_CHECKING:

@@ -8,10 +8,12 @@ import pandas as pd
 import torch
 
 from ..data import Data
-from ..errors import DDError
-from ..evaluate import Net, evaluate, set_key
-from ..public import public
+from ..evaluate import evaluate
+from ..identity import set_key
+from ..losses import Net
 from ..stats import pair
+from ..support.errors import DDError
+from ..support.public import public
 from ..synset import SyntheticSet
 
 

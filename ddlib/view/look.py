@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Data
-from ..errors import DDError, check_range
 from ..nets import embedding
-from ..public import public
 from ..run import Run
+from ..support.errors import DDError, check_range
+from ..support.public import public
 from ..synset import SHOWN, SyntheticSet
 
 AT_ONCE = 1000  # real images compared at once

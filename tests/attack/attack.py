@@ -44,10 +44,10 @@ from PIL import Image
 import ddlib
 from ddlib import run as runs
 from ddlib.data import Data, load_data, random_real
-from ddlib.errors import DDError
-from ddlib.machine import environment
 from ddlib.results import Results, read_results
-from ddlib.store import ROOT, save_tensors, write_atomic
+from ddlib.support.errors import DDError
+from ddlib.support.machine import environment
+from ddlib.support.store import ROOT, save_tensors, write_atomic
 
 sys.path.insert(0, str(ROOT / "tests"))
 from conftest import make_data

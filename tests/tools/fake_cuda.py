@@ -32,8 +32,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import ddlib
-from ddlib import DistillConfig, Member, ModelPool, fast
+from ddlib import DistillConfig, Member, ModelPool
 from ddlib.nets import NETS, NORMS, POOLINGS
+from ddlib.support import fast
 
 aten = torch.ops.aten
 SIZE = {"width": 8, "width_factor": 0.05}

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from .augment import Draws
 from .errors import DDError, first_line
 from .machine import kind
 
@@ -195,37 +194,6 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-class Epoch:
-    """One pass over images [N, ...] in batches of `size`; subclasses say what a `step` does.
-
-    A set that fits into one batch is taken whole and in order; otherwise `shuffle` gives the next
-    pass a new order, and draws how each batch is augmented. `run` may be recorded.
-    """
-
-    def __init__(self, images: torch.Tensor, size: int, operations: Sequence[str] = ()) -> None:
-        self.images, self.size = images, size
-        self.order = torch.arange(len(images), device=images.device)
-        self.draws = Draws(operations, len(images), size, images) if operations else None
-
-    def step(self, images: torch.Tensor, rows: Any) -> None:
-        """One batch: `images` are `self.images[rows]`, augmented."""
-        raise NotImplementedError
-
-    def shuffle(self, order: torch.Generator, augmentation: torch.Generator | None = None) -> None:
-        n = len(self.images)
-        if n > self.size:
-            self.order.copy_(torch.randperm(n, generator=order), non_blocking=True)
-        if self.draws:
-            assert augmentation is not None
-            self.draws.refresh(augmentation)
-
-    def run(self) -> None:
-        whole = len(self.images) <= self.size
-        for i, rows in enumerate([slice(None)] if whole else self.order.split(self.size)):
-            images = self.images[rows]
-            self.step(self.draws.apply(images, i) if self.draws else images, rows)
 
 
 # Side by side -------------------------------------------------------------------------------------

@@ -15,19 +15,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .augment import operations_of
-from .config import EvalConfig
-from .data import Data
-from .errors import check_range
-from .evaluate import Net, Training, fresh_net, measure_accuracy, net_width
-from .fast import keep_freed_memory, products
-from .losses import PROTOCOLS
-from .nets import net_name
-from .progress import bar
-from .public import public
-from .results import canonical
-from .rng import stream
-from .store import load_tensors, save_tensors
+from ..augment import operations_of
+from ..config import EvalConfig
+from ..data import Data
+from ..identity import net_width
+from ..losses import PROTOCOLS, Net
+from ..nets import net_name
+from ..results import canonical
+from ..support.errors import check_range
+from ..support.fast import keep_freed_memory, products
+from ..support.progress import bar
+from ..support.public import public
+from ..support.rng import stream
+from ..support.store import load_tensors, save_tensors
+from ..training import Training, fresh_net, measure_accuracy
 
 # ELF, section 4: SGD lr 0.01 without a drop, momentum 0.9, decay 5e-4, batch 256, augmented.
 REAL = EvalConfig(epochs=100, augment="dsa")

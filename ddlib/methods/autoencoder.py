@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import Data
-from .fast import products
-from .progress import bar
+from ..data import Data
+from ..support.fast import products
+from ..support.progress import bar
+from ..support.rng import stream, torch_seeded_by
+from ..support.store import load_tensors, save_tensors
 from .realnets import cache, chosen_images, digest
-from .rng import stream, torch_seeded_by
-from .store import load_tensors, save_tensors
 
 WIDTH, CODES, BATCH, LR = 32, 16, 64, 1e-3
 

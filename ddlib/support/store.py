@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .errors import DDError
 
-ROOT = Path(__file__).resolve().parent.parent  # the repository
+ROOT = Path(__file__).resolve().parents[2]  # the repository
 # What reading a file that is not what it should be may raise
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OSError, MemoryError)
 

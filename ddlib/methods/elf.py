@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import EvalConfig
-from .data import Data
-from .errors import DDError, check_choice, check_range
-from .evaluate import Net, Pairs, ids_of, on_device, options_for, read_images
-from .losses import PROTOCOLS, Protocol, kd_loss
-from .nets import NETS, map_shape, net_name
-from .public import public
+from ..config import EvalConfig
+from ..data import Data
+from ..losses import PROTOCOLS, Net, Protocol, kd_loss
+from ..nets import NETS, map_shape, net_name
+from ..results import Results
+from ..support.errors import DDError, check_choice, check_range
+from ..support.public import public
+from ..training import Pairs, ids_of, on_device, options_for, read_images
 from .realnets import REAL, RealNet, pretrained
-from .results import Results
 
 OF_F: dict[str, Any] = {
     "feature_seed": 0,
