@@ -2,9 +2,9 @@
 for each.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, product
 from typing import Any
@@ -16,7 +16,7 @@ from .config import EvalConfig, check_known, is_a
 from .data import Data
 from .identity import describe_row, describe_set, eval_seeds, machine_text, splits
 from .losses import PROTOCOLS, Net, Protocol, find_protocol
-from .nets import DEPTHS, net_class
+from .nets import DEPTHS, build_net, net_class
 from .results import ROWS, Results, flat
 from .support.errors import DDError, check_choice, check_range
 from .support.fast import keep_freed_memory, products
@@ -24,7 +24,7 @@ from .support.machine import environment, kind
 from .support.progress import bar
 from .support.public import LARGEST_SEED, public
 from .synset import SyntheticSet
-from .training import measure_group, train_group
+from .training import measure_group, options_for, train_group
 
 TEACHER = "ConvNet"
 AT_ONCE = {"cuda": 10, "cpu": 4}  # nets side by side: a ResNet18 takes up to 3.5 GB (ipc 50)
@@ -80,6 +80,8 @@ def evaluate(
     for one in synsets:
         check_request(one, data, nets, teacher, splits(split))
         check_soft(one, data, protocol)
+    for net in [*nets, teacher] if teacher else nets:
+        check_net(net, data, config)
     if protocol.check:
         for net in nets:
             protocol.check(net, data, config)
@@ -118,7 +120,7 @@ def evaluate(
     return flat(sets, pd.DataFrame([r for r in finished if r is not None], columns=list(ROWS)))
 
 
-@contextmanager
+@contextlib.contextmanager
 def interruptible(results: Results, nets: Sequence[Sequence[dict]], place: str) -> Iterator[None]:
     """Ctrl-C within the block says of how many nets all rows are in `results`, and what of it."""
     try:
@@ -195,6 +197,13 @@ def check_request(
         if a is not None and max(abs(x - y) for x, y in zip(a, b, strict=True)) > 1e-4:
             a, b = ([round(value, 4) for value in values] for values in (a, b))
             raise DDError(f"the set is normalised with {name} {a}, the data with {b}")
+
+
+def check_net(net: Net, data: Data, config: EvalConfig) -> None:
+    """Raise `DDError` for a net that cannot be built for the data, before others are trained."""
+    without_numbers = torch.device("meta")  # which not every class can be built
+    with torch.random.fork_rng([]), contextlib.suppress(RuntimeError), without_numbers:
+        build_net(net, **options_for(net, data, config))
 
 
 def check_soft(synset: SyntheticSet, data: Data, protocol: Protocol) -> None:

@@ -7,6 +7,7 @@ models of torchvision and timm as they are go by `torchvision:<model>` and `timm
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,8 +87,7 @@ def library_net(name: str) -> type[nn.Module]:
         @public
         def __init__(self, channels: int = 3, side: int = 32, classes: int = 10) -> None:
             super().__init__()
-            self.model = build(model, channels, classes)
-            check_model(name, self.model, channels, side, classes)
+            self.model = build_model(name, partial(build, model), channels, side, classes)
 
         def forward(self, images: Tensor) -> Tensor:
             return self.model(images)
@@ -104,7 +104,8 @@ def torchvision_models() -> tuple[list[str], Build]:
     models = torchvision.models
 
     def build(name: str, channels: int, classes: int) -> nn.Module:
-        check_choice("number of channels of torchvision's models", channels, (3,))
+        if channels != 3:
+            raise DDError(f"torchvision's models take 3 channels; the images have {channels}")
         inception = name in ("googlenet", "inception_v3")  # without outputs beside the logits
         more = {"aux_logits": False, "init_weights": False} if inception else {}
         return models.get_model(name, weights=None, num_classes=classes, **more)
@@ -129,14 +130,20 @@ LIBRARIES = {"torchvision": torchvision_models, "timm": timm_models}
 
 
 @torch.no_grad()
-def check_model(name: str, model: nn.Module, channels: int, side: int, classes: int) -> None:
-    """Raise `DDError` unless a model makes logits of images of this size."""
+def build_model(
+    name: str, build: Callable[[int, int], nn.Module], channels: int, side: int, classes: int
+) -> nn.Module:
+    """A model on the CPU, tried on an image; `DDError` unless it makes logits of such."""
+    size = f"{channels}x{side}x{side}"
     try:
-        made: Any = model.eval()(torch.zeros(1, channels, side, side))
+        with torch.device("cpu"):  # some look at their weights, of which "meta" has none
+            model = build(channels, classes)
+            made: Any = model.eval()(torch.zeros(1, channels, side, side))
+    except DDError:
+        raise
     except Exception as error:  # whatever a library raises
-        size = f"{channels}x{side}x{side}"
         raise DDError(f"{name} takes no {size} images ({first_line(error)})") from error
     shape = list(getattr(made, "shape", [])) or type(made).__name__
     if shape != [1, classes]:
         raise DDError(f"{name} makes {shape} of an image; needed: [1, {classes}]")
-    model.train()
+    return model.train()

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from .config import EvalConfig
 from .data import Data
 from .losses import Net, Protocol
-from .nets import net_name, width_options
+from .nets import net_name, net_width
 from .results import DISTILLATION, EVALUATION, NESTED, canonical
 from .support.public import APART
 from .synset import SyntheticSet
@@ -113,12 +113,7 @@ def set_key(synset: SyntheticSet) -> str:
 
 
 def machine_text(about: dict) -> dict:
-    """Hardware and versions of `device.environment` as two columns."""
+    """Hardware and versions of `machine.environment` as two columns."""
     names = {"device": "", "python": "python ", "torch": "torch "}
     parts = [f"{text}{about[name]}" for name, text in names.items() if name in about]
     return {"machine": "; ".join(parts), "revision": about.get("revision", "")}
-
-
-def net_width(name: Net, config: EvalConfig) -> dict:
-    """Of a config's width, depth, width factor and norm those that a net has."""
-    return width_options(name, config.width, config.depth, config.width_factor, config.norm)

@@ -15,7 +15,7 @@ table unless they are asked for.
 import contextlib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from .support.machine import kind
 from .support.pooling import MaxPool, MeanPool
 from .support.public import public
 from .support.rng import torch_seeded_by
+
+if TYPE_CHECKING:
+    from .config import EvalConfig
 
 SIDES = (28, 32, 64, 128)
 DEPTHS = {28: 3, 32: 3, 64: 4, 128: 5}  # of the ConvNet, by side, as in the field (MTT, CVPR 2022)
@@ -383,6 +386,11 @@ def width_options(
     return {name: value for name, value in offered.items() if name in net_options(net)}
 
 
+def net_width(net: str | type[nn.Module], config: "EvalConfig") -> dict[str, Any]:
+    """Of a config's width, depth, width factor and norm those that a net has."""
+    return width_options(net, config.width, config.depth, config.width_factor, config.norm)
+
+
 @public
 def build_net(
     net: str | type[nn.Module], generator: torch.Generator | None = None, **options: Any
@@ -397,7 +405,9 @@ def build_net(
     if all(parameter.kind != parameter.VAR_KEYWORD for parameter in known.values()):
         for option in options:
             check_choice(
-                f"option of {cls.__name__}", option, (*known, "channels", "side", "classes")
+                f"option of {cls.__name__}",
+                option,
+                dict.fromkeys([*known, "channels", "side", "classes"]),
             )
         if "classes" in options:
             options = {"num_classes": options["classes"]} | options

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from .augment import Epoch, operations_of
 from .config import EvalConfig
 from .data import Data
-from .identity import net_width
 from .losses import PROTOCOLS, Net, Protocol
-from .nets import build_net, net_class, net_name
+from .nets import build_net, net_class, net_name, net_width
 from .results import Results
 from .support.fast import Recorder, mixed_precision, side_by_side
 from .support.machine import kind

@@ -15,6 +15,6 @@ trap 'kill $(jobs -p) 2>/dev/null || true; rm -f "$file"' EXIT
 dask scheduler --host "$(hostname)" --port 0 --dashboard-address :0 --scheduler-file "$file" &
 until [ -s "$file" ]; do sleep 0.2; done
 srun --ntasks=$((SLURM_NTASKS - 1)) --overlap --kill-on-bad-exit=0 \
-    dask worker --scheduler-file "$file" --nthreads 1 --no-dashboard --death-timeout 60 \
+    dask worker --scheduler-file "$file" --nthreads 1 --no-dashboard --death-timeout 60 --preload ddlib.study.cluster \
     --memory-limit "${MEMORY:-auto}" ${RESOURCES:-} &
 python -m ddlib work --scheduler "$file" "$@"

@@ -252,6 +252,16 @@ def test_one_of_many_cells_needs_holm():
     assert verdict([edge, *others], cell(2.67), "mean") == SUPPORTED
 
 
+def test_a_cell_without_interval_is_not_measured():
+    """Fewer than five nets on one set say nothing, also where all other cells gain."""
+    cells = claim_cells(make_rows(), SCOPE)
+    thin = (cells["claim"] == 1) & (cells["net"] == "MLP")
+    cells.loc[thin, ["low", "high", "se", "df"]] = [np.nan, np.nan, np.nan, 0]
+    first = claims(cells).set_index("number").loc[1]
+    assert (first["verdict"], first["measured"]) == (UNDECIDED, "5 of 6")
+    assert "MLP" not in first["evidence"]
+
+
 def test_claims_by_the_rule():
     found = claims(claim_cells(make_rows(), SCOPE)).set_index("number")
     assert found["verdict"].to_dict() == {

@@ -1,4 +1,6 @@
-"""Which floor of the house may use which: what is above is never imported from below."""
+"""Which floor of the house may use which. Core, methods and exchange use each other; what is below
+them uses none of them, and they use nothing above.
+"""
 
 import ast
 

@@ -11,7 +11,7 @@ import torchvision
 from conftest import make_data, refused
 from torch import nn
 
-from ddlib import EvalConfig, evaluate, random_real
+from ddlib import EvalConfig, Member, ModelPool, evaluate, random_real
 from ddlib.nets import FURTHER, NETS, SIDES, build_net, net_class, net_name, width_options
 from ddlib.study import PROFILES
 from ddlib.support.rng import stream
@@ -218,3 +218,19 @@ def test_profiles_take_them():
     assert replace(PROFILES["quick"], nets=("ConvNet", LIBRARYS)).nets[1] == LIBRARYS
     with refused("'resnet81'"):
         replace(PROFILES["quick"], nets=("torchvision:resnet81",))
+
+
+def test_a_net_that_cannot_be_built_is_refused_before_others_are_trained(colours, trainings):
+    nets = ["LeNet", "torchvision:inception_v3"]
+    for how in ({"nets": nets}, {"nets": nets[:1], "protocol": "kd", "teacher": nets[1]}):
+        with refused("torchvision:inception_v3 takes no 3x32x32 images"):
+            evaluate(random_real(colours, 1, 0), colours, n_eval=1, epochs=1, **how)
+    assert trainings == []
+
+
+def test_one_that_looks_at_its_weights_can_be_tried_without_numbers():
+    with torch.device("meta"):
+        net = build_net("torchvision:regnet_y_400mf", side=32, classes=3)
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    pool = ModelPool([Member(1.0, "torchvision:regnet_y_400mf")], shape=(3, 32, 3))
+    assert pool.members[0].name == "torchvision:regnet_y_400mf"

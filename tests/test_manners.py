@@ -109,35 +109,48 @@ def cells_of(root, name):
 @pytest.mark.parametrize("name", READERS)
 def test_colab_badges_can_be_put_on_and_replaced(readers, name):
     before = cells_of(readers, name)
-    for url in ("https://github.com/someone/else.git", "https://github.com/us/ddlib/"):
+    for url in ("https://github.com/someone/else.git/", "https://github.com/us/ddlib/"):
         add_colab(url, readers)
-    title, fetch, *rest = cells_of(readers, name)
+    title, parameters, fetch, *rest = cells_of(readers, name)
     assert title.source.count("![Open in Colab]") == 1
     assert f"/github/us/ddlib/blob/main/notebooks/{name}.ipynb)" in title.source
-    assert title.source.endswith(before[0].source) and rest == before[1:]
+    assert title.source.endswith(before[0].source) and [parameters, *rest] == before[1:]
     assert "https://github.com/us/ddlib" in fetch.source and "someone" not in fetch.source
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_the_first_cell_fetches_the_checkout_on_colab_only(readers, monkeypatch, there):
+def test_on_colab_the_notebook_shows_the_committed_results_of_what_it_fetches(readers, there):
+    """Its first cells, with what is committed here in place of the published checkout."""
     add_colab("https://github.com/us/ddlib", readers)
-    source = cells_of(readers, READERS[0])[1].source
-    (readers / "published" / "ddlib").mkdir(parents=True)
-    published = readers / "published"
-    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
-        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *words], cwd=published)
-    code = (
-        source.replace("https://github.com/us/ddlib", f"file://{published}")
-        + "\nprint(os.getcwd())"
-    )
-    env = {k: v for k, v in os.environ.items() if k != "COLAB_RELEASE_TAG"}
+    published, home = readers / "published", readers / "home"
+    shutil.copytree(ROOT / "ddlib", published / "ddlib")
+    for name in ("results", "tables", "reference"):
+        shutil.copytree(ROOT / "paper" / name, published / "paper" / name)
+    git = ["git", "-C", published, "-c", "user.name=x", "-c", "user.email=x"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        assert done(*git, *words).returncode == 0
+    _, parameters, fetch, first, *_ = cells_of(readers, "04_tables")
+    fetching = fetch.source.replace("https://github.com/us/ddlib", f"file://{published}")
+    shown = f"{first.source}\nprint(ddlib.__file__, study.name)" if there else "print(profile)"
+    env = {k: v for k, v in os.environ.items() if k != "COLAB_RELEASE_TAG"} | {"HOME": str(home)}
     env |= {"COLAB_RELEASE_TAG": "1"} if there else {}
-    told = done(sys.executable, "-c", code, cwd=readers, env=env)
-    assert told.stdout.strip() == str(readers / "ddlib" if there else readers), told.stderr
-    assert (readers / "ddlib" / ".git").is_dir() is there
+    home.mkdir()
+    code = "\n".join([parameters.source, fetching, fetching, shown])
+    told = done(sys.executable, "-P", "-c", code, cwd=readers, env=env)
+    place = f"{home}/ddlib-checkout/ddlib/__init__.py paper"
+    assert told.stdout.splitlines()[-1] == (place if there else "quick"), told.stderr
 
 
-@pytest.mark.parametrize("url", ["", "github.com/us/ddlib", "https://github.com/us"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "github.com/us/ddlib",
+        "https://github.com/us",
+        "https://github.com//x",
+        "https://github.com/a/b/c",
+    ],
+)
 def test_another_address_is_refused(readers, url):
     with refused("needed: https://github.com/OWNER/NAME"):
         add_colab(url, readers)

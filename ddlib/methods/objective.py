@@ -47,7 +47,7 @@ class Part:
 
     def measures(self) -> dict[str, float]:
         """Numbers to log after an iteration, by name; the last ones are kept with the set, "lr" as
-        the learning rate that it is to be trained on with.
+        the learning rate at which nets are to be trained on it.
         """
         return {}
 

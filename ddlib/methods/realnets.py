@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from ..augment import operations_of
 from ..config import EvalConfig
 from ..data import Data
-from ..identity import net_width
 from ..losses import PROTOCOLS, Net
-from ..nets import net_name
+from ..nets import net_name, net_width
 from ..results import canonical
 from ..support.errors import check_range
 from ..support.fast import keep_freed_memory, products

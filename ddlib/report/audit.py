@@ -220,7 +220,7 @@ def outcome(cell: dict) -> str:
 
 def verdict(cells: Sequence[dict], mean: dict, rule: str) -> str:
     """The verdict of `RULE` on the cells of a claim and the interval of their mean."""
-    measured = [cell for cell in cells if cell["n"]]
+    measured = [cell for cell in cells if cell["df"]]
     if not measured:
         return MISSING
     complete = len(measured) == len(cells)
@@ -289,7 +289,7 @@ def claims(cells: pd.DataFrame) -> pd.DataFrame:
         claim = CLAIMS[number]
         own = group[group["net"] != "mean"].to_dict("records")
         mean = group[group["net"] == "mean"].to_dict("records")[0]
-        measured = [cell for cell in own if cell["n"]]
+        measured = [cell for cell in own if cell["df"]]  # a cell without interval says nothing
         found = verdict(own, mean, claim.rule)
         if measured and all(cell["sets"] == 1 for cell in measured):
             found += ", given one set"

@@ -1,5 +1,6 @@
 """Colab badges, once it is known where the checkout is published: `make colab URL=...`."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,38 +11,44 @@ from ..support.store import ROOT, write_atomic
 
 READERS = ("04_tables", "05_audit")  # they read CSV files only, so that a borrowed machine will do
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+ADDRESS = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?")
 FETCH = """\
-# On Colab: fetch the checkout; elsewhere this does nothing
+# On Colab: fetch the checkout and show its committed results; elsewhere this does nothing
 import os
 import subprocess
 import sys
 
 if "COLAB_RELEASE_TAG" in os.environ:
-    subprocess.run(["git", "clone", "-q", "--depth", "1", "{url}", "ddlib"], check=True)
-    os.chdir("ddlib")
-    sys.path.insert(0, os.getcwd())
+    place = os.path.expanduser("~/ddlib-checkout")
+    if not os.path.isdir(place):
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "{url}", place], check=True)
+    sys.path.insert(0, place)
+    profile = "paper"
 """
 
 
 def add_colab(url: str, root: Path = ROOT) -> None:
-    """Put a badge above the notebooks that read CSV files only, and a cell that fetches them there.
+    """Put a badge above the notebooks that read CSV files only, and behind their parameters a cell
+    that fetches these files there.
 
     `url`: https://github.com/OWNER/NAME, whose branch is main; another one replaces it. Their
     outputs stay as they are. Raises `DDError` for anything else.
     """
-    place = url.removeprefix("https://github.com/").removesuffix(".git").rstrip("/")
-    if not url.startswith("https://github.com/") or place.count("/") != 1:
+    found = ADDRESS.fullmatch(url)
+    if not found:
         raise DDError(f"URL is {url!r}; needed: https://github.com/OWNER/NAME")
+    place = found[1]
     for name in READERS:
         path = root / "notebooks" / f"{name}.ipynb"
         notebook = nbformat.reads(path.read_text(), 4)
-        title, rest = notebook.cells[0], notebook.cells[1:]
+        title, parameters, *rest = notebook.cells
         link = f"https://colab.research.google.com/github/{place}/blob/main/notebooks/{name}.ipynb"
         plain = "\n".join(x for x in title.source.split("\n") if not x.startswith(BADGE[:10]))
         title.source = f"{BADGE}({link})\n{plain}"
         rest = [cell for cell in rest if cell.id != "colab"]
         fetch = FETCH.format(url=f"https://github.com/{place}").rstrip()
-        notebook.cells = [title, nbformat.v4.new_code_cell(fetch, id="colab"), *rest]
+        fetching = nbformat.v4.new_code_cell(fetch, id="colab")
+        notebook.cells = [title, parameters, fetching, *rest]
         write_atomic(path, nbformat.writes(notebook) + "\n")
 
 

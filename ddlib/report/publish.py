@@ -3,12 +3,15 @@ markers.
 """
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 
 from ..choose import choices
 from ..results import read_results
 from ..stats import holm, p_above, p_below, summarise
+from ..study.given import GIVEN
+from ..study.plan import ImageSet, plan
 from ..study.profiles import PROFILES, Profile
 from ..study.study import PNG
 from ..support.store import ROOT, write_atomic
@@ -28,7 +31,7 @@ from .audit import (
 )
 from .figures import dots, effects
 from .methods import elf_effects, methods_table, pool_effects, pool_verdicts
-from .published import printed_accuracy
+from .published import printed_accuracy, stored_against_printed
 from .released import released_compatible, released_table
 from .schedules import compare_schedules, distillation_times
 from .selection import arms, comparable, images_name
@@ -109,6 +112,8 @@ def docs_parts(profile: str) -> dict[str, str]:
         "class means": free_sentence(claim_cells(rows, scope), scope.ipcs[0]) + "\n",
         "released agreement": to_markdown(agreement_table(released_compatible(rows, scope))),
         "released sets": to_markdown(released_table(rows)),
+        "stored": to_markdown(stored_table()),
+        "stored sentence": stored_sentence(),
         "schedules": schedules_text(profile),
         "distillation times": to_markdown(times_table(profile)),
         "half a cross-entropy": half_ce_sentences(rows, scope),
@@ -204,15 +209,26 @@ def claim_map(profile: str) -> pd.DataFrame:
         SHORT: f"`python -m ddlib work --profile {SHORT}`",
         METHODS: f"`make reproduce PROFILE={METHODS}`",
     }
-    for name, command in commands.items():
-        if has_rows(name):
-            folder = ROOT / "paper" / "results" / name
-            tables = (pd.read_csv(folder / f"{table}.csv") for table in ("sets", "rows"))
-            hours = [table["seconds"].sum() / 3600 for table in tables]
-            took = f"took {hours[0]:.1f} hours for the sets, {hours[1]:.1f} for the nets"
-            rows = f"[its rows](../paper/results/{name}/rows.csv), which {took}"
-            lines.append((f"The rows of `{name}`", command, rows))
+    lines += [
+        (f"The rows of `{name}`", command, rows_text(name))
+        for name, command in commands.items()
+        if has_rows(name)
+    ]
     return pd.DataFrame(lines, columns=["claim", "command", "expected"])
+
+
+def rows_text(name: str) -> str:
+    """How many of a profile's planned sets and nets are committed, and how long they took."""
+    folder, tasks = ROOT / "paper" / "results" / name, plan(PROFILES[name])
+    sets, rows = (pd.read_csv(folder / f"{table}.csv") for table in ("sets", "rows"))
+    own = sets[~sets["method"].isin(GIVEN)].drop_duplicates(["method", "pool", "ipc", "seed"])
+    planned = {replace(t, iteration=0) for t in tasks if isinstance(t, ImageSet)}
+    hours = [table["seconds"].sum() / 3600 for table in (sets, rows)]
+    return (
+        f"[its rows](../paper/results/{name}/rows.csv): {len(own)} of {len(planned)} planned sets"
+        f" ({hours[0]:.1f} hours), {committed_rows(name)['training'].nunique():,} trained nets "
+        f"({hours[1]:.1f} hours)"
+    )
 
 
 def schedule_table(profile: str) -> pd.DataFrame:
@@ -271,6 +287,33 @@ def agreement_table(found: pd.DataFrame) -> pd.DataFrame:
             line[arm] = agreeing + (f"; not {', '.join(other)}" if other else "")
         lines.append(line)
     return pd.DataFrame(lines).fillna("")
+
+
+def stored_table() -> pd.DataFrame:
+    """`published.stored_against_printed`, a column per net."""
+    cells = stored_against_printed()
+    printed = [cells[f"printed {which} KD"].map("{:.1f}".format) for which in ("without", "with")]
+    stored = cells["stored"].map("{:.1f}".format) + " ± " + cells["half"].map("{:.1f}".format)
+    cells["text"] = stored + " (" + printed[0] + " | " + printed[1] + ")"
+    table = cells.pivot(index=["ipc", "images"], columns="net", values="text")
+    return table[in_order(table.columns)].reset_index()
+
+
+def stored_sentence() -> str:
+    """With how many of Table 4's figures without and with KD the authors' own stored accuracies of
+    plain cross-entropy agree.
+    """
+    cells = stored_against_printed()
+    counts = cells["within"].value_counts()
+    alone = cells[cells["within"] == "with"]
+    named = alone.groupby(["ipc", "images"])["net"].agg(lambda nets: " and ".join(in_order(nets)))
+    where = "; ".join(f"ipc {ipc}, {images} sets: {nets}" for (ipc, images), nets in named.items())
+    return (
+        f"Of {len(cells)} pairs of printed figures the stored accuracy agrees in "
+        f"{counts.get('with', 0)} with the one *with* KD alone ({where}), in "
+        f"{counts.get('without', 0)} with the one without KD alone, in {counts.get('both', 0)} "
+        f"with both and in {counts.get('neither', 0)} with neither.\n"
+    )
 
 
 def free_cells(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:

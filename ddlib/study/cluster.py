@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..support.errors import DDError
+from ..support.machine import kind
 from .plan import Task, needs
 from .tasks import Outcome, Stop, in_series, is_done, is_ready
 
@@ -112,7 +113,7 @@ def on_cluster(
     client: Client = study.client
     done: list[Task] = []
     end = None if budget is None else time.time() + budget
-    gpu = {"resources": {"GPU": 1}} if study.device.type == "cuda" else {}
+    gpu = {"resources": {"GPU": 1}} if kind(study.device) == "cuda" else {}
     futures, before = {}, {}
     for i, task in enumerate(tasks):
         # Two drivers that want the same share it

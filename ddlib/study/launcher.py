@@ -24,6 +24,7 @@ import pandas as pd
 
 from ..datasets import MAY_DOWNLOAD
 from ..support.errors import DDError, check_range
+from ..support.machine import kind
 from ..support.progress import VARIABLE
 from ..support.store import ROOT, load_tensors
 from .plan import PARTS, Task, plan, select
@@ -67,8 +68,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
     add("--n", type=int, help="nets per cell (default: the profile's)")
     add("--part", help=f"only this part: {', '.join(PARTS)}")
     add("--until", type=int, help="only up to this iteration")
-    for name, kind in FILTERS.items():
-        add(f"--{name}", type=kind, action="append", default=[], help=f"only this {name}")
+    for name, type_ in FILTERS.items():
+        add(f"--{name}", type=type_, action="append", default=[], help=f"only this {name}")
     arguments = parser.parse_args(words)
     for name in ("budget", "n", "part", "until", *FILTERS):
         given = getattr(arguments, name) not in (None, [])
@@ -110,7 +111,7 @@ def clients(study: Study, arguments: Namespace) -> AbstractContextManager:
         return nullcontext()
     from .cluster import connect
 
-    return connect(arguments.workers, arguments.scheduler, study.device.type == "cuda")
+    return connect(arguments.workers, arguments.scheduler, kind(study.device) == "cuda")
 
 
 def work(study: Study, arguments: Namespace) -> int:
