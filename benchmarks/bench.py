@@ -1,8 +1,8 @@
 """How fast is ddlib here? Measures steps, epochs, iterations and evaluations, beside the machine's
 own ceilings.
 
-    python benchmarks/bench.py                    # ddlib alone python benchmarks/bench.py
-    --reference DIR    # beside a checkout of VICO-UoE/DatasetCondensation
+    python benchmarks/bench.py  # ddlib alone
+    python benchmarks/bench.py --reference DIR  # beside a checkout of VICO-UoE/DatasetCondensation
 
 Minutes, a quarter of an hour beside the reference on a CPU; needs no data set. Every side of a
 measurement runs in a process of its own (ddlib changes how its process hands out memory) with the
