@@ -198,7 +198,8 @@ class Run:
                 part.load({k[len(start) :]: t for k, t in tensors.items() if k.startswith(start)})
             for name in COUNTERS:
                 setattr(self, name, info[name])
-            self.rows = info["log"]
+            log = path.with_name("log.csv")  # a copy for people; all there is of older checkpoints
+            self.rows = info["log"] if "log" in info else read_log(log, self.iteration)
             self._kept = self.iteration
         except (KeyError, RuntimeError, TypeError) as error:
             raise DDError(
@@ -228,3 +229,16 @@ def store_name(config: DistillConfig, data: Data) -> str:
     settings = json.dumps([config.identity(), data.about()], sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     return f"{data.name}-{config.method}-ipc{config.ipc}-{config.pool}-s{config.seed}-{digest}"
+
+
+def read_log(path: Path, rows: int) -> list[dict[str, Any]]:
+    """The first rows of a `log.csv`; `DDError` if it is missing, damaged or holds fewer."""
+    try:
+        found = pd.read_csv(path).to_dict("records") if path.stat().st_size > 1 else []
+    except OSError as error:
+        raise DDError(f"{path} is missing beside its checkpoint") from error
+    except ValueError as error:  # a ParserError is one
+        raise DDError(f"{path} is damaged ({first_line(error)})") from error
+    if len(found) < rows:
+        raise DDError(f"{path} has {len(found)} rows; its checkpoint is at {rows}")
+    return found[:rows]

@@ -18,7 +18,7 @@ from ddlib.methods.gradient import Gradient
 from ddlib.methods.objective import Objective
 from ddlib.nets import MaxPool, MeanPool
 from ddlib.pool import Member, ModelPool
-from ddlib.run import Run, store_name
+from ddlib.run import Run, read_log, store_name
 from ddlib.support.rng import stream
 from ddlib.support.store import load_tensors, save_tensors
 
@@ -263,6 +263,7 @@ def test_killed_between_log_and_checkpoint_goes_on(tmp_path, data, monkeypatch):
     monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1)
     with stopped_at("save_tensors", 4, error=Killed):  # the first is of iteration 0
         run(data, tmp_path)
+    assert len(read_log(tmp_path / "log.csv", 0)) == 0
     assert len(pd.read_csv(tmp_path / "log.csv")) == 3
     assert load_tensors(tmp_path / "checkpoint.safetensors")[1]["iteration"] == 2
     assert_same_run(run(data, tmp_path), whole)
@@ -350,28 +351,41 @@ def test_checkpoint_that_lacks_something_is_refused(tmp_path, data, lost):
         run(data, tmp_path, snapshots=(1,))
 
 
-def test_a_checkpoint_without_its_log_is_refused(tmp_path, data):
-    """As those of before 2026-11-22, of no released version."""
+def cut_last_line(text):
+    return text[: text.rstrip().rindex("\n") + 1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (None, ("log.csv", "missing")),
+        (lambda text: "\0\xff" + text, ("log.csv",)),
+        (lambda text: text + "4,1,2,3,4,5,6\n", ("log.csv", "damaged")),
+        (cut_last_line, ("log.csv",)),
+        (lambda text: "", ("log.csv",)),
+    ],
+    ids=["missing", "binary", "ragged", "row lost", "empty"],
+)
+def test_damaged_log_of_an_older_checkpoint_is_refused(tmp_path, data, damage, words):
+    """A checkpoint holds its log now, and log.csv is a copy; of older ones it is all there is."""
     interrupted_run(tmp_path, data)
     tensors, info = load_tensors(tmp_path / "checkpoint.safetensors")
     del info["log"]
     save_tensors(tmp_path / "checkpoint.safetensors", tensors, info)
-    with refused("checkpoint.safetensors", "log", "start anew"):
+    path = tmp_path / "log.csv"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage(path.read_text()), encoding="latin-1")
+    with refused(*words):
         run(data, tmp_path, snapshots=(1,))
-
-
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("x")])
-def test_the_log_beside_a_checkpoint_is_a_copy(tmp_path, data, damage):
-    whole = run(data, snapshots=(1,))
-    interrupted_run(tmp_path, data)
-    damage(tmp_path / "log.csv")
-    assert_same_run(run(data, tmp_path, snapshots=(1,)), whole)
 
 
 def test_log_comes_back_as_it_was_written(tmp_path, data):
     result = run(data, tmp_path)
-    again = pd.read_csv(tmp_path / "log.csv")
-    pd.testing.assert_frame_equal(again, result.log, check_exact=True)
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(read_log(tmp_path / "log.csv", 4)), result.log, check_exact=True
+    )
 
 
 # Divergence ---------------------------------------------------------------------------------------
