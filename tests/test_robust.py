@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torchvision  # noqa: F401 (so that no test times its import)
 from conftest import make_data, module, refused
 from PIL import Image
 
