@@ -353,11 +353,11 @@ def net_class(net: str | type[nn.Module], role: str = "net") -> type[nn.Module]:
 
 def named_class(name: str) -> Any:
     """The class that is known by this name, None if there is none."""
-    if name in FURTHER or ":" in name:
-        from . import furthernets
+    if name not in FURTHER and ":" not in name:
+        return NETS.get(name)
+    from . import furthernets
 
-        return getattr(furthernets, name, None) or furthernets.library_net(name)
-    return NETS.get(name)
+    return furthernets.library_net(name) if ":" in name else getattr(furthernets, name)
 
 
 def net_name(net: str | type[nn.Module]) -> str:

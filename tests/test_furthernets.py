@@ -68,18 +68,18 @@ def plain_resnet():
 
 
 PLAIN = {"DenseNet121": plain_densenet, "MobileNetV2": plain_mobilenet}
-LIBRARYS = "torchvision:resnet18"
+OF_LIBRARY = "torchvision:resnet18"
 
 
-@pytest.mark.parametrize("name", [*FURTHER, Squeeze, LIBRARYS], ids=net_name)
+@pytest.mark.parametrize("name", [*FURTHER, Squeeze, OF_LIBRARY], ids=net_name)
 def test_they_are_trained_and_tested_as_by_the_plain_loop(colours, trainings, name):
     """SGD written out, a parameter at a time, on contiguous images and one thread; all weights, and
     the statistics of batch norm, after six steps and lr's drop.
     """
     wide, config = colours.to(dtype=torch.float64), EvalConfig(**SCHEDULE, **SLIM)
     start = fresh_net(name, wide, config, stream(0, "eval", net_name(name)))
-    plainly = {Squeeze: lambda: Squeeze(3), LIBRARYS: plain_resnet} | PLAIN
-    slow = plainly[name]().double()
+    plain_nets = {Squeeze: lambda: Squeeze(3), OF_LIBRARY: plain_resnet} | PLAIN
+    slow = plain_nets[name]().double()
     slow.load_state_dict(getattr(start, "model", start).state_dict())
     synset = random_real(colours, 3, 0)
     rows = evaluate(synset, colours, [name], n_eval=1, config=config, progress=False)
@@ -215,7 +215,7 @@ def test_timms_models_get_channels_and_classes(monkeypatch, colours):
 
 
 def test_profiles_take_them():
-    assert replace(PROFILES["quick"], nets=("ConvNet", LIBRARYS)).nets[1] == LIBRARYS
+    assert replace(PROFILES["quick"], nets=("ConvNet", OF_LIBRARY)).nets[1] == OF_LIBRARY
     with refused("'resnet81'"):
         replace(PROFILES["quick"], nets=("torchvision:resnet81",))
 

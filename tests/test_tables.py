@@ -8,7 +8,7 @@ from conftest import study_rows
 
 from ddlib.choose import choices
 from ddlib.report.audit import Scope, claim_cells
-from ddlib.report.publish import free_sentence, free_table
+from ddlib.report.publish import free_sentence, free_table, without_kd_sentence
 from ddlib.report.selection import arms, comparable
 from ddlib.report.tables import (
     FREE,
@@ -276,3 +276,24 @@ def test_which_nets_class_means_win():
     assert one.endswith("4 nets measured, given one set.")
     none = free_sentence(claim_cells(rows[rows["method"] == "dc"], SOME), 1)
     assert none == "Class means: not measured yet."
+
+
+def test_a_sentence_says_with_which_loss_the_figures_printed_without_kd_agree():
+    """Rows printed with KD, other ways of training and what could not be judged do not count."""
+    ours = pd.DataFrame(
+        [
+            (1, "baseline", "CE", "VGG11", "no"),
+            (1, "model pool", "CE", "VGG11", "yes"),
+            (1, "baseline", "CE", "MLP", "yes"),
+            (1, "baseline", "½ CE", "VGG11", "yes"),
+            (1, "KD", "½ CE", "VGG11", "no"),
+            (1, "baseline", "KD", "VGG11", "no"),
+        ],
+        columns=["ipc", "printed", "arm", "net", "agrees"],
+    )
+    theirs = ours[ours["arm"] == "½ CE"].assign(ipc=10, agrees="no")
+    assert without_kd_sentence(ours, theirs) == (
+        "Figures printed without KD (ipc 1 and 10) that agree: with half a cross-entropy 1 of 1 on "
+        "our sets, 0 of 1 on the authors' (not VGG11); with a whole one 2 of 3 on our sets "
+        "(not VGG11), 0 of 0 on the authors'.\n"
+    )

@@ -5,8 +5,6 @@ is pale; rescaled to the contrast of a real image it is a second baseline.
 """
 
 import torch
-from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..data import Data, as_synset, check_ipc
@@ -39,6 +37,9 @@ def k_means(images: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """The k centres [k, ...] of images [N, ...]."""
     if k == 1:
         return images.double().mean(0, keepdim=True).to(images)
+    from sklearn.cluster import KMeans  # takes a second; `import ddlib` does not need it
+    from threadpoolctl import threadpool_limits
+
     points = images.flatten(1).double().cpu().numpy()
     with threadpool_limits(1):  # the order of sums, so the centres, would depend on the threads
         found = KMeans(k, n_init=1, random_state=generator.initial_seed() % 2**32).fit(points)

@@ -114,6 +114,9 @@ def docs_parts(profile: str) -> dict[str, str]:
         "released sets": to_markdown(released_table(rows)),
         "stored": to_markdown(stored_table()),
         "stored sentence": stored_sentence(),
+        "rows without KD": without_kd_sentence(
+            compatible(rows, scope), released_compatible(rows, scope)
+        ),
         "schedules": schedules_text(profile),
         "distillation times": to_markdown(times_table(profile)),
         "half a cross-entropy": half_ce_sentences(rows, scope),
@@ -314,6 +317,23 @@ def stored_sentence() -> str:
         f"{counts.get('without', 0)} with the one without KD alone, in {counts.get('both', 0)} "
         f"with both and in {counts.get('neither', 0)} with neither.\n"
     )
+
+
+def without_kd_sentence(ours: pd.DataFrame, theirs: pd.DataFrame) -> str:
+    """With how many figures that Table 4 prints without KD a whole and half a cross-entropy agree,
+    on our sets and on the authors' (`audit.compatible` of both); with which nets not.
+    """
+    texts = []
+    for arm, name in (("½ CE", "half a cross-entropy"), ("CE", "a whole one")):
+        counts = []
+        for found, whose in ((ours, "our sets"), (theirs, "the authors'")):
+            cells = found[found["printed"].isin(SETS) & (found["arm"] == arm)]
+            other = in_order(set(cells.loc[cells["agrees"] == "no", "net"]))
+            but = f" (not {', '.join(other)})" if other else ""
+            counts.append(f"{sum(cells['agrees'] != 'no')} of {len(cells)} on {whose}{but}")
+        texts.append(f"with {name} {', '.join(counts)}")
+    ipcs = " and ".join(str(ipc) for ipc in sorted({*ours["ipc"], *theirs["ipc"]}))
+    return f"Figures printed without KD (ipc {ipcs}) that agree: {'; '.join(texts)}.\n"
 
 
 def free_cells(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
