@@ -206,8 +206,10 @@ def test_timms_models_get_channels_and_classes(monkeypatch, colours):
 
     timm = types.SimpleNamespace(create_model=create_model, list_models=lambda: ["tiny"])
     monkeypatch.setitem(sys.modules, "timm", timm)
+    before = torch.get_rng_state()
     rows = evaluate(random_real(colours, 1, 0), colours, ["timm:tiny"], n_eval=1, epochs=2)
     assert rows["net"].tolist() == ["timm:tiny"]
+    assert torch.equal(before, torch.get_rng_state())  # also where it is tried beforehand
     with refused("'huge'", "tiny"):
         build_net("timm:huge")
     with refused("timm:tiny makes [1, 99] of an image", "[1, 3]"):
