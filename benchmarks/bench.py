@@ -51,6 +51,7 @@ PANELS = {
     "side": (28, 32),
 }
 FULL = {
+    "method": "dc",
     "net": "ConvNet",
     "width": 128,
     "classes": 10,
@@ -90,6 +91,9 @@ def cases(device, tiny=False):
         found[f"step-ipc{ipc}"] = (
             base | slow | {"kind": "step", "ipc": ipc, "sides": [*ours, *plain]}
         )
+    found["step-dsa-ipc1"] = found["step-ipc1"] | {"method": "dsa", "sides": ours}
+    whole = {"kind": "iteration", "method": "dm", "ipc": 10, "sides": ours}
+    found["iteration-dm-ipc10"] = base | slow | whole
     for ipc in (10, 50):
         found[f"epoch-ipc{ipc}"] = base | quick | {"kind": "epoch", "ipc": ipc, "sides": ours}
     for ipc, outer, inner in ((1, 1, 1), (10, 10, 50)):

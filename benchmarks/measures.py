@@ -19,9 +19,8 @@ from ddlib.data import Data
 from ddlib.datasets import CIFAR10
 from ddlib.distill import distill
 from ddlib.evaluate import evaluate
-from ddlib.methods.gradient import Gradient
 from ddlib.methods.images import as_leaf
-from ddlib.nets import build_net
+from ddlib.nets import build_net, embedding
 from ddlib.support.fast import keep_freed_memory, set_products
 from ddlib.support.rng import Streams, stream
 from ddlib.synset import SyntheticSet
@@ -107,8 +106,8 @@ def flop_per_image(net="ConvNet", **options):
     PyTorch counts them.
 
     `forward`; `train`: forward and gradient of the weights; `match`: that with its graph, and the
-    pull-back to the pixels. Counted on the plain path (average pooling as `avg_pool2d`) without
-    computing anything.
+    pull-back to the pixels; `embed`, `pull`: the embedding, and that with its pull-back. Counted on
+    the plain path (average pooling as `avg_pool2d`) without computing anything.
     """
     with torch.device("meta"):
         net, side = build_net(net, **options), options.get("side", 32)
@@ -130,6 +129,8 @@ def flop_per_image(net="ConvNet", **options):
                 F.cross_entropy(net(image.detach()), label), weights
             ),
             "match": pull_back,
+            "embed": lambda: embedding(net)(image.detach()),
+            "pull": lambda: torch.autograd.grad(embedding(net)(image * 1).sum(), image),
         }
         counts = {}
         for name, work in works.items():
@@ -145,7 +146,8 @@ def flop(case):
     """
     each = flop_per_image(case["net"], **net_options(case))
     synthetic = case["classes"] * case["ipc"]
-    step = case["classes"] * case["batch_real"] * each["train"] + synthetic * each["match"]
+    real, matched = ("embed", "pull") if case["method"] == "dm" else ("train", "match")
+    step = case["classes"] * case["batch_real"] * each[real] + synthetic * each[matched]
     return {
         "step": step,
         "epoch": synthetic * each["train"],
@@ -238,7 +240,8 @@ def time_step(case, side, data, images, labels, clock):
     """
     net, pixels = fresh_net(case, data.device), as_leaf(images)
     plain = {"slice_size": case["batch_real"]} if side == "plain" else {"precision": side}
-    objective = prepared(data, ipc=case["ipc"], batch_real=case["batch_real"], **plain)
+    sizes = {name: case[name] for name in ("method", "ipc", "batch_real")}
+    objective = prepared(data, **sizes, **plain)
     objective.recorder.records &= side != "plain"
     clock.run(lambda: objective(net, pixels))
 
@@ -251,15 +254,17 @@ def time_epoch(case, side, data, images, labels, clock):
 
 
 def prepared(data, **settings):
-    """DC's objective as a run has it."""
-    objective, config = Gradient(), DistillConfig(**settings).resolved()
+    """A method's objective as a run has it."""
+    config = DistillConfig(**settings).resolved()
+    objective = config.parts()["objective"]
     objective.prepare(config, data, Streams(0))
     return objective
 
 
 def time_iteration(case, side, data, images, labels, clock):
     """Whole iterations of `ddlib.distill`: a fresh net, its outer steps, its inner epochs."""
-    sizes = {name: case[name] for name in ("ipc", "width", "batch_real", "outer", "inner")}
+    names = ("method", "ipc", "width", "batch_real", "outer", "inner")
+    sizes = {name: case[name] for name in names}
     config = DistillConfig(pool="main", iterations=10**6, precision=side, **sizes)
     clock()
     distill(config, data, progress=False, stop=clock)

@@ -2,14 +2,15 @@
 the user supplies.
 
 Networks, gradient distance, epochs and evaluation are its own functions, called as its `main.py`
-calls them for DC with ConvNet (instance norm, hence no statistics to freeze). Only what `main.py`
-holds inline is said again here.
+calls them for DC and DSA, its `main_DM.py` for DM, with ConvNet (instance norm, hence no statistics
+to freeze). Only what these hold inline is said again here.
 """
 
 import copy
 import hashlib
-import importlib
+import re
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch import nn
 from ddlib.support.errors import DDError
 
 FILES = ("utils.py", "networks.py")
+STRATEGY = "color_crop_cutout_flip_scale_rotate"
 reference = None  # the checkout's `utils`, once loaded
 
 
@@ -39,8 +41,8 @@ def fingerprint(folder):
 
 
 def load(folder):
-    """Import the checkout's `utils`, with a stand-in for a module that scipy dropped (only its
-    augmentation uses it).
+    """Import the checkout's `utils`, mended in memory where today's libraries refuse it: a module
+    that scipy dropped (not used here), and an assignment of a tensor's own part in `DiffAugment`.
     """
     global reference
     fingerprint(folder)
@@ -48,7 +50,10 @@ def load(folder):
     dropped.rotate = None
     sys.modules["scipy.ndimage.interpolation"] = dropped
     sys.path.insert(0, str(Path(folder).resolve()))
-    reference = importlib.import_module("utils")
+    reference = sys.modules["utils"] = types.ModuleType("utils")
+    path = Path(folder) / "utils.py"
+    source = re.sub(r"(\w+)\[:\] = \1\[0\]", r"\1[:] = \1[0].clone()", path.read_text())
+    exec(compile(source, path, "exec"), vars(reference))
     return sys.modules[__name__]
 
 
@@ -87,6 +92,20 @@ class Matching:
         self.criterion = nn.CrossEntropyLoss().to(data.device)
         labels = data.y_train.cpu().numpy()
         self.rows = [np.flatnonzero(labels == c) for c in range(case["classes"])]
+        self.strategy = "" if case["method"] == "dc" else STRATEGY
+
+    def batches(self):
+        """For each class: its number, real images and synthetic ones, both augmented alike."""
+        for c, own in enumerate(self.images.split(self.case["ipc"])):
+            rows = np.random.permutation(self.rows[c])[: self.case["batch_real"]]  # noqa: NPY002
+            seed = int(1000 * time.time()) % 100_000
+            shown = [
+                reference.DiffAugment(
+                    images, self.strategy, seed=seed, param=reference.ParamDiffAug()
+                )
+                for images in (self.data.x_train[rows], own)
+            ]
+            yield c, *shown
 
     def gradient(self, net, images, c, **graph):
         labels = torch.full((len(images),), c, dtype=torch.int64, device=images.device)
@@ -99,15 +118,26 @@ class Matching:
         Returns the loss.
         """
         loss = torch.tensor(0.0, device=self.data.device)
-        for c, own in enumerate(self.images.split(self.case["ipc"])):
-            rows = np.random.permutation(self.rows[c])[: self.case["batch_real"]]  # noqa: NPY002
-            real = [g.detach().clone() for g in self.gradient(net, self.data.x_train[rows], c)]
+        for c, images, own in self.batches():
+            real = [g.detach().clone() for g in self.gradient(net, images, c)]
             loss = loss + reference.match_loss(
                 self.gradient(net, own, c, create_graph=True), real, self.args
             )
         self.optimizer.zero_grad()
         loss.backward()
         return loss
+
+    def distribution(self):
+        """Its iteration of DM: a fresh net that is not trained, embeddings, one update."""
+        net = get_net(self.case).train().requires_grad_(False)
+        loss = torch.tensor(0.0, device=self.data.device)
+        for _, real, own in self.batches():
+            target = net.embed(real).detach().mean(0)
+            loss = loss + (target - net.embed(own).mean(0)).square().sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        loss.item()
 
     def loader(self, labels):
         images = copy.deepcopy(self.images.detach())
@@ -159,7 +189,7 @@ def time_iteration(case, side, data, images, labels, clock):
                 for _ in range(inner):
                     matching.epoch(batches, net, optimizer)
 
-    clock.run(iteration)
+    clock.run(matching.distribution if case["method"] == "dm" else iteration)
 
 
 def time_evaluation(case, side, data, images, labels, clock):

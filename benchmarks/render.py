@@ -99,7 +99,8 @@ def shown(runs):
             own = {
                 row["side"]: row for row in run["records"] if row["case"] == name and "side" in row
             }
-            if case["kind"] == "iteration" or not {"reference", "float32"} <= set(own):
+            shortened = case["kind"] == "iteration" and case.get("note")
+            if shortened or not {"reference", "float32"} <= set(own):
                 continue
             seconds = {side: median(row["seconds"]) / row["units"] for side, row in own.items()}
             memory = ", ".join(f"{own[side]['peak_mb']:.0f}" for side in sides[:2] if side in own)

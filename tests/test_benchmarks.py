@@ -46,6 +46,8 @@ def test_flop_of_convnet_by_hand():
     # first layer's
     assert counted["train"] == 2 * first + 3 * sum(others)
     assert counted["match"] > counted["train"] + first + 4 * sum(others[:2])
+    embedded = first + sum(others[:2])
+    assert counted["embed"] == embedded and counted["pull"] == 2 * embedded
 
 
 def test_flop_of_cases_adds_up():
@@ -58,6 +60,8 @@ def test_flop_of_cases_adds_up():
         measures.flop(case | {"kind": "iteration", "outer": 10, "inner": 50})
         == 10 * step + 9 * 50 * epoch
     )
+    dm = 10 * 256 * each["embed"] + 100 * each["pull"]
+    assert measures.flop(case | {"kind": "iteration", "method": "dm"}) == dm
     tested = case | {"kind": "evaluation", "nets": 2, "epochs": 3, "test": 500}
     assert measures.flop(tested) == 2 * (3 * epoch + 500 * each["forward"])
 
@@ -85,7 +89,15 @@ def test_clock_keeps_all_but_the_warmup():
 
 
 @pytest.mark.parametrize(
-    "name", ["step-ipc1", "epoch-ipc50", "iteration-ipc10", "evaluation-LeNet"]
+    "name",
+    [
+        "step-ipc1",
+        "step-dsa-ipc1",
+        "epoch-ipc50",
+        "iteration-ipc10",
+        "iteration-dm-ipc10",
+        "evaluation-LeNet",
+    ],
 )
 def test_one_measurement(name, capsys):
     assert bench.main(["--tiny", "--device", "cpu", "--repeats", "2", "--one", name]) == 0
