@@ -2,8 +2,10 @@
 do nothing.
 
     python benchmarks/cluster.py [--workers 1 2 4] [--empty 10000] [--set NAME=VALUE]
+    python benchmarks/cluster.py --reproduce 2  (instead: all of `make reproduce`, twice each)
 
-Minutes; one thread each. Writes benchmarks/cluster.json and the table of docs/cluster.md.
+Minutes; one thread each, but for the serial run of `--reproduce`, which has all. Writes
+benchmarks/cluster.json and the table of docs/cluster.md.
 """
 
 import argparse
@@ -11,6 +13,8 @@ import heapq
 import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -73,6 +77,22 @@ def empty(number, workers):
         for _ in as_completed(futures, loop=client.loop):
             pass
         return (time.perf_counter() - started) / number
+
+
+def reproduce(times, workers=2):
+    """Minutes of all of `make reproduce`, in series and with workers, in turns: "0", and theirs."""
+    found = {"0": [], str(workers): []}
+    for turn in range(times):
+        for name in [*found][:: (-1) ** turn]:
+            words = [sys.executable, "-m", "ddlib", "--profile", "quick", "--device", "cpu"]
+            words += ["--workers", name] * (name != "0")
+            with tempfile.TemporaryDirectory() as folder:
+                env = os.environ | {"DDLIB_CACHE": f"{folder}/cache"}
+                del env["OMP_NUM_THREADS"]
+                started = time.perf_counter()
+                subprocess.run([*words, "--out", folder], cwd=ROOT, env=env, check=True)
+                found[name].append((time.perf_counter() - started) / 60)
+    return found
 
 
 def costs():
@@ -168,6 +188,10 @@ def table(run):
     )
     lines[-1] += f" chain takes {eight['chain']:,.0f}. What a GPU takes has not been measured; how"
     lines[-1] += " evenly the work spreads over 8 of them depends on the shares alone."
+    for name, minutes in run.get("reproduce", {}).items():
+        how = f"with `--workers {name}`" if name != "0" else "in series, with all threads,"
+        spent = ", ".join(f"{each:.1f}" for each in minutes)
+        lines += ["", f"All of `make reproduce` took {how} {spent} minutes."]
     return "\n".join(lines) + "\n"
 
 
@@ -183,8 +207,14 @@ def main():
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--empty", type=int, default=10_000)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--reproduce", type=int, default=0, metavar="TIMES")
     parser.add_argument("--out", default=str(RESULTS))
     arguments = parser.parse_args()
+    if arguments.reproduce:
+        run = json.loads(RESULTS.read_text()) | {"reproduce": reproduce(arguments.reproduce)}
+        write_atomic(RESULTS, dumps(run))
+        publish(run)
+        return
     settings = parse_settings(arguments.set)
     run = {"about": environment("cpu") | {"cores": os.cpu_count()}, "settings": settings}
     run |= {"tasks": len(plan(get_profile("quick", settings))), "quick": {}}

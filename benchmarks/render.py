@@ -79,7 +79,7 @@ def read(files):
 
 def shown(runs):
     """docs/speed.md's table: where the reference was measured too, median times (of a net), ratio,
-    and a step's peak memory.
+    and peak memory.
     """
     sides = "float32", "bfloat16", "reference"
     rows = [
@@ -99,16 +99,13 @@ def shown(runs):
             own = {
                 row["side"]: row for row in run["records"] if row["case"] == name and "side" in row
             }
-            shortened = case["kind"] == "iteration" and case.get("note")
-            if shortened or not {"reference", "float32"} <= set(own):
+            if not {"reference", "float32"} <= set(own):
                 continue
             seconds = {side: median(row["seconds"]) / row["units"] for side, row in own.items()}
             memory = ", ".join(f"{own[side]['peak_mb']:.0f}" for side in sides[:2] if side in own)
             memory += f" of {own['reference']['peak_mb']:.0f} MB"
             work = name.replace("-", " ", 1) + (" (shortened)" if case.get("note") else "")
-            rows.append(
-                (device, work, *compared(seconds, sides), memory if case["kind"] == "step" else "")
-            )
+            rows.append((device, work, *compared(seconds, sides), memory))
         seconds = whole_evaluations(run)
         if {"reference", "float32"} <= set(seconds):
             work = f"evaluation, all {len(NETS)}: 301 epochs, 10,000 test images (added up)"

@@ -8,7 +8,7 @@ from conftest import study_rows
 
 from ddlib.choose import choices
 from ddlib.report.audit import Scope, claim_cells
-from ddlib.report.publish import free_sentence, free_table, without_kd_sentence
+from ddlib.report.publish import free_sentence, free_table, loss_table
 from ddlib.report.selection import arms, comparable
 from ddlib.report.tables import (
     FREE,
@@ -270,30 +270,30 @@ def test_which_nets_class_means_win():
     beaten = cells[(cells["net"] == "AlexNet") & (cells["outcome"] == "loss")]
     assert len(beaten[beaten["comparison"].str.endswith("class means")]) == 2
     found = free_sentence(cells, 1)
-    assert "differences): LeNet; distilled" in found and "means: ConvNet, MLP; 4 nets" in found
+    assert "on: LeNet (class means); both" in found and "means on: ConvNet, MLP; 4 nets" in found
     one = free_sentence(claim_cells(rows[rows["seed"] == 0], SOME), 1)
-    assert "differences): none; distilled" in one and "means: none; 4 nets" in one
+    assert "differences) on: none; both" in one and "means on: none; 4 nets" in one
     assert one.endswith("4 nets measured, given one set.")
     none = free_sentence(claim_cells(rows[rows["method"] == "dc"], SOME), 1)
     assert none == "Class means: not measured yet."
 
 
-def test_a_sentence_says_with_which_loss_the_figures_printed_without_kd_agree():
-    """Rows printed with KD, other ways of training and what could not be judged do not count."""
+def test_with_which_loss_printed_figures_agree_is_counted():
+    """Other ways of training and other printed rows do not count; nets that disagree are named."""
     ours = pd.DataFrame(
         [
-            (1, "baseline", "CE", "VGG11", "no"),
-            (1, "model pool", "CE", "VGG11", "yes"),
-            (1, "baseline", "CE", "MLP", "yes"),
-            (1, "baseline", "½ CE", "VGG11", "yes"),
-            (1, "KD", "½ CE", "VGG11", "no"),
-            (1, "baseline", "KD", "VGG11", "no"),
+            ("baseline", "CE", "VGG11", "no"),
+            ("model pool", "CE", "VGG11", "yes"),
+            ("baseline", "CE", "MLP", "yes"),
+            ("baseline", "½ CE", "VGG11", "yes"),
+            ("KD", "½ CE", "VGG11", "no"),
+            ("model pool + KD", "½ CE", "ConvNet", "no"),
+            ("baseline", "KD", "VGG11", "no"),
         ],
-        columns=["ipc", "printed", "arm", "net", "agrees"],
+        columns=["printed", "arm", "net", "agrees"],
     )
-    theirs = ours[ours["arm"] == "½ CE"].assign(ipc=10, agrees="no")
-    assert without_kd_sentence(ours, theirs) == (
-        "Figures printed without KD (ipc 1 and 10) that agree: with half a cross-entropy 1 of 1 on "
-        "our sets, 0 of 1 on the authors' (not VGG11); with a whole one 2 of 3 on our sets "
-        "(not VGG11), 0 of 0 on the authors'.\n"
-    )
+    theirs = ours[ours["arm"] == "½ CE"].assign(agrees="no")
+    assert loss_table(ours, theirs).to_numpy().tolist() == [
+        ["without KD", "1 of 1", "2 of 3; not VGG11", "0 of 1; not VGG11", "0 of 0"],
+        ["with KD", *["0 of 2; not ConvNet, VGG11", "0 of 0"] * 2],
+    ]

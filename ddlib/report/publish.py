@@ -114,8 +114,8 @@ def docs_parts(profile: str) -> dict[str, str]:
         "released sets": to_markdown(released_table(rows)),
         "stored": to_markdown(stored_table()),
         "stored sentence": stored_sentence(),
-        "rows without KD": without_kd_sentence(
-            compatible(rows, scope), released_compatible(rows, scope)
+        "losses": to_markdown(
+            loss_table(compatible(rows, scope), released_compatible(rows, scope))
         ),
         "schedules": schedules_text(profile),
         "distillation times": to_markdown(times_table(profile)),
@@ -224,11 +224,16 @@ def rows_text(name: str) -> str:
     """How many of a profile's planned sets and nets are committed, and how long they took."""
     folder, tasks = ROOT / "paper" / "results" / name, plan(PROFILES[name])
     sets, rows = (pd.read_csv(folder / f"{table}.csv") for table in ("sets", "rows"))
-    own = sets[~sets["method"].isin(GIVEN)].drop_duplicates(["method", "pool", "ipc", "seed"])
-    planned = {replace(t, iteration=0) for t in tasks if isinstance(t, ImageSet)}
+    names = ["method", "pool", "ipc", "seed"]
+    reached = sets[~sets["method"].isin(GIVEN)].groupby(names)["iteration"].max()
+    planned = [task for task in tasks if isinstance(task, ImageSet)]
+    ends = {tuple(getattr(t, name) for name in names): t.iteration for t in planned}  # last ones
+    short = sum(k < ends.get(key, 0) for key, k in reached.items())
+    unfinished = f", {short} of them not to the last iteration" if short else ""
     hours = [table["seconds"].sum() / 3600 for table in (sets, rows)]
     return (
-        f"[its rows](../paper/results/{name}/rows.csv): {len(own)} of {len(planned)} planned sets"
+        f"[its rows](../paper/results/{name}/rows.csv): {len(reached)} of "
+        f"{len({replace(task, iteration=0) for task in planned})} planned sets{unfinished}"
         f" ({hours[0]:.1f} hours), {committed_rows(name)['training'].nunique():,} trained nets "
         f"({hours[1]:.1f} hours)"
     )
@@ -285,9 +290,7 @@ def agreement_table(found: pd.DataFrame) -> pd.DataFrame:
     for (ipc, iteration, printed), group in found.groupby(places, sort=False):
         line = {"ipc": ipc, "iteration": iteration, "printed row": printed}
         for arm, cells in group.groupby("arm", sort=False):
-            other = in_order(cells.loc[cells["agrees"] == "no", "net"])
-            agreeing = f"{len(cells) - len(other)} of {len(cells)}"
-            line[arm] = agreeing + (f"; not {', '.join(other)}" if other else "")
+            line[arm] = agreeing(cells)
         lines.append(line)
     return pd.DataFrame(lines).fillna("")
 
@@ -319,21 +322,27 @@ def stored_sentence() -> str:
     )
 
 
-def without_kd_sentence(ours: pd.DataFrame, theirs: pd.DataFrame) -> str:
-    """With how many figures that Table 4 prints without KD a whole and half a cross-entropy agree,
-    on our sets and on the authors' (`audit.compatible` of both); with which nets not.
+def loss_table(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    """With how many figures that Table 4 prints without and with KD half and a whole cross-entropy
+    agree, on our sets and on the authors' (`audit.compatible` of both), and with which not.
     """
-    texts = []
-    for arm, name in (("½ CE", "half a cross-entropy"), ("CE", "a whole one")):
-        counts = []
-        for found, whose in ((ours, "our sets"), (theirs, "the authors'")):
-            cells = found[found["printed"].isin(SETS) & (found["arm"] == arm)]
-            other = in_order(set(cells.loc[cells["agrees"] == "no", "net"]))
-            but = f" (not {', '.join(other)})" if other else ""
-            counts.append(f"{sum(cells['agrees'] != 'no')} of {len(cells)} on {whose}{but}")
-        texts.append(f"with {name} {', '.join(counts)}")
-    ipcs = " and ".join(str(ipc) for ipc in sorted({*ours["ipc"], *theirs["ipc"]}))
-    return f"Figures printed without KD (ipc {ipcs}) that agree: {'; '.join(texts)}.\n"
+    with_kd, without = zip(*SETS.values(), strict=True)
+    lines = []
+    for printed, name in ((without, "without KD"), (with_kd, "with KD")):
+        line = {"figures printed": name}
+        for found, whose in ((ours, "our sets"), (theirs, "the authors' sets")):
+            for arm in ("½ CE", "CE"):
+                cells = found[found["printed"].isin(printed) & (found["arm"] == arm)]
+                line[f"{arm}, {whose}"] = agreeing(cells)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def agreeing(cells: pd.DataFrame) -> str:
+    """How many lines of `audit.compatible` agree, and the nets of those that do not."""
+    other = in_order(set(cells.loc[cells["agrees"] == "no", "net"]))
+    but = f"; not {', '.join(other)}" if other else ""
+    return f"{sum(cells['agrees'] != 'no')} of {len(cells)}{but}"
 
 
 def free_cells(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
@@ -388,13 +397,15 @@ def free_sentence(cells: pd.DataFrame, ipc: int) -> str:
     loses, gains = (
         pd.Series(holm([p(cell) for cell in found], SIDE), own.index) for p in (p_below, p_above)
     )
-    lost = loses.groupby([own["net"], free]).all().groupby("net").any()
+    lost = loses.groupby([own["net"], free]).all().reset_index()
+    kinds = lost[lost[0]].groupby("net")[free.name].agg(" and ".join)
     won = gains.groupby(own["net"]).all()
-    ahead, behind = (", ".join(in_order(found[found].index)) or "none" for found in (lost, won))
+    ahead = "; ".join(f"{net} ({kinds[net]})" for net in in_order(kinds.index)) or "none"
+    behind = ", ".join(in_order(won[won].index)) or "none"
     measured = f"{len(won)} nets measured" + ", given one set" * bool((own["sets"] == 1).all())
     return (
-        f"Class means that beat both distilled sets (Holm's correction over all differences): "
-        f"{ahead}; distilled sets that beat both kinds of class means: {behind}; {measured}."
+        "Class means beat both distilled sets (Holm's correction over all differences) on: "
+        f"{ahead}; both distilled sets beat both kinds of class means on: {behind}; {measured}."
     )
 
 
