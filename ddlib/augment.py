@@ -97,7 +97,7 @@ def operations_of(augment: str, data: Data | None = None) -> tuple[str, ...]:
         return tuple(name for name in OPERATIONS if name != "flip" or data is None or data.mirrors)
     names = tuple(augment.split("_")) if augment else ()
     for name in names:
-        check_choice("augmentation", name, (ALL, *OPERATIONS))
+        check_choice("augmentation", name, (*[ALL][: len(names) == 1], *OPERATIONS))
     return names
 
 

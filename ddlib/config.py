@@ -9,8 +9,8 @@ from .augment import operations_of
 from .methods import build_parts, get_method, options_of, part_classes
 from .nets import NORMS
 from .pool import PRESETS
-from .support.errors import DDError, check_choice, check_range
-from .support.public import RANGES, named
+from .support.errors import check_choice, check_range
+from .support.public import public
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 ON_DIVERGENCE = ("skip", "stop")
@@ -21,7 +21,7 @@ def by_method(default: Any) -> Any:
     return field(default=None, metadata={"open": default})
 
 
-@named
+@public
 @dataclass(frozen=True, repr=False)
 class DistillConfig:
     """One distillation. The defaults are the paper's: DC with a pool (arXiv 2402.13007, 3.2).
@@ -63,9 +63,6 @@ class DistillConfig:
     options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("snapshots", "extras"):  # which come as lists from JSON
-            object.__setattr__(self, name, coerce(type(self), name, getattr(self, name)))
-        check_types(self)
         self.parts()
         if any(getattr(self, name) is None for name in OPEN):
             self.resolved()  # which checks them all
@@ -77,8 +74,6 @@ class DistillConfig:
             check_range(name, getattr(self, name), 1)
         for name in ("iterations", "warmup", "lr_images", "lr_net"):
             check_range(name, getattr(self, name), 0)
-        for name in ("seed", "width"):
-            check_range(name, getattr(self, name), *RANGES[name])
         for name in ("outer", "inner", "depth", "similar_depth", "slice_size"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)
@@ -127,7 +122,7 @@ class DistillConfig:
 OPEN = {f.name: f.metadata["open"] for f in fields(DistillConfig) if "open" in f.metadata}
 
 
-@named
+@public
 @dataclass(frozen=True)
 class EvalConfig:
     """How a net is trained on a synthetic set and tested. The defaults are the DC family's."""
@@ -149,11 +144,9 @@ class EvalConfig:
     options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        check_types(self)
         for name in ("epochs", "batch", "depth"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)
-        check_range("width", self.width, *RANGES["width"])
         operations_of(self.augment)
         check_range("alpha", self.alpha, 0, 1)
         check_range("tau", self.tau, 1e-3)
@@ -179,30 +172,6 @@ def coerce(cls: type, name: str, value: Any) -> Any:
         values = value if isinstance(value, list | tuple) else [value]
         return tuple(float(v) if item is float and type(v) is int else v for v in values)
     return float(value) if kind is float and type(value) is int else value
-
-
-def check_types(config: Any) -> None:
-    """Raise `DDError` unless every field holds what its annotation says, or None if left open."""
-    hints = typing.get_type_hints(type(config))
-    for setting in fields(config):
-        value, kind = getattr(config, setting.name), hints[setting.name]
-        origin, items = typing.get_origin(kind), typing.get_args(kind)
-        if origin is tuple:
-            right = isinstance(value, tuple) and all(is_a(v, items[0]) for v in value)
-        elif origin is dict:
-            right = isinstance(value, dict)
-        else:
-            right = any(is_a(value, k) for k in (items or (kind,)))
-        if not right and not (value is None and "open" in setting.metadata):
-            needed = kind if items else getattr(kind, "__name__", kind)
-            raise DDError(f"{setting.name} is {value!r}; needed: {needed}")
-
-
-def is_a(value: Any, kind: type) -> bool:
-    """Whether a value is of a kind; an int is good enough for a float, a bool for neither."""
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is kind if kind in (int, bool) else isinstance(value, kind)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ Device = torch.device | str
 
 
 @public
-@dataclass
+@dataclass(eq=False)
 class Data:
     """A data set on the device.
 
@@ -54,7 +54,7 @@ class Data:
     note: str = ""
     mirrors: bool = True
     space: str = "normalised"
-    _hashes: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+    _hashes: dict = field(default_factory=dict, init=False, repr=False)
 
     def __repr__(self) -> str:
         channels, side, classes = self.shape

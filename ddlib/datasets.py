@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from .nets import SIDES
-from .support.errors import DDError
+from .support.errors import DDError, first_line
 from .support.public import public
 from .support.rng import stream
 from .support.store import UNREADABLE, check_size
@@ -165,7 +165,7 @@ def read_image_folder(path: Path, side: int | None = None) -> Arrays:
     try:
         train, test = (ImageFolder(path / part) for part in ("train", "test"))
     except FileNotFoundError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DDError(f"{path}: {reason} (needed: train/<class>/ and test/<class>/)") from error
     if train.classes != test.classes:
         raise DDError(f"{path}: classes of train {train.classes} and of test {test.classes} differ")

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .config import EvalConfig, check_known, is_a
+from .config import EvalConfig, check_known
 from .data import Data
 from .identity import describe_row, describe_set, eval_seeds, machine_text, splits
 from .losses import PROTOCOLS, Net, Protocol, find_protocol
@@ -22,7 +22,7 @@ from .support.errors import DDError, check_choice, check_range
 from .support.fast import keep_freed_memory, products
 from .support.machine import environment, kind
 from .support.progress import bar
-from .support.public import LARGEST_SEED, public
+from .support.public import LARGEST_SEED, fits, public
 from .synset import SyntheticSet
 from .training import measure_group, options_for, train_group
 
@@ -155,7 +155,7 @@ def configured(
     for name, value in options.items():
         check_choice(f"option of protocol {protocol.name!r}", name, protocol.options)
         usual = protocol.options[name]
-        if usual is not None and not is_a(value, type(usual)):
+        if usual is not None and not fits(value, type(usual)):
             raise DDError(f"{name} is {value!r}; needed: {type(usual).__name__}")
         options[name] = float(value) if isinstance(usual, float) else value  # 1 and 1.0 are one row
     check_known(EvalConfig, settings, also=protocol.options)

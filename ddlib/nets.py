@@ -370,25 +370,13 @@ def net_options(net: str | type[nn.Module]) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(net_class(net)).parameters)
 
 
-def width_options(
-    net: str | type[nn.Module],
-    width: int,
-    depth: int | None,
-    width_factor: float,
-    norm: str | None = None,
-) -> dict[str, Any]:
-    """What the net has of these: ConvNet width and depth, LeNet none, VGG11 the factor.
-
-    A norm of None stands for the net's own and is left out.
-    """
-    offered: dict[str, Any] = {"width": width, "depth": depth, "width_factor": width_factor}
-    offered |= {} if norm is None else {"norm": norm}
-    return {name: value for name, value in offered.items() if name in net_options(net)}
-
-
 def net_width(net: str | type[nn.Module], config: "EvalConfig") -> dict[str, Any]:
-    """Of a config's width, depth, width factor and norm those that a net has."""
-    return width_options(net, config.width, config.depth, config.width_factor, config.norm)
+    """Of a config's width, depth, width factor and norm those that a net has: ConvNet width and
+    depth, LeNet none, VGG11 the factor. A norm of None stands for the net's own and is left out.
+    """
+    offered = {name: getattr(config, name) for name in ("width", "depth", "width_factor", "norm")}
+    own = net_options(net)
+    return {k: v for k, v in offered.items() if k in own and (k, v) != ("norm", None)}
 
 
 @public

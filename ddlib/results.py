@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from .config import DistillConfig, EvalConfig, to_dict
-from .support.errors import DDError
+from .support.errors import DDError, first_line
 from .support.public import public
 from .support.store import UNREADABLE, clear_temporaries, digest, write_atomic
 
@@ -181,7 +181,7 @@ def read_results(folder: str | Path) -> pd.DataFrame:
     try:
         return flat(*tables)
     except (ValueError, TypeError, KeyError) as error:
-        raise DDError(f"{folder} holds damaged results ({str(error).splitlines()[0]})") from error
+        raise DDError(f"{folder} holds damaged results ({first_line(error)})") from error
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -191,7 +191,7 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, keep_default_na=False, dtype={"set": str, "revision": str})
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DDError(f"{path} is damaged or no CSV ({str(error).splitlines()[0]})") from error
+        raise DDError(f"{path} is damaged or no CSV ({first_line(error)})") from error
 
 
 def flat(sets: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

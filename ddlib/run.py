@@ -137,7 +137,8 @@ class Run:
 
     def result(self) -> SyntheticSet:
         """The set at the last iteration, with `history` and `log`."""
-        final = self.history[-1] if self.history else self.current()
+        known = {synset.iteration: synset for synset in self.history}
+        final = known.get(self.iteration) or self.current()
         return replace(final, history=list(self.history), log=pd.DataFrame(self.rows))
 
     def __enter__(self) -> Run:

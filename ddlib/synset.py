@@ -30,7 +30,7 @@ THUMBNAIL = 32  # pixels
 
 
 @public
-@dataclass
+@dataclass(eq=False)
 class SyntheticSet(torch.utils.data.Dataset):
     """A few images per class and all that is needed to use them correctly.
 
@@ -54,8 +54,8 @@ class SyntheticSet(torch.utils.data.Dataset):
     iteration: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
-    history: list["SyntheticSet"] = field(default_factory=list, compare=False)
-    log: Any = field(default=None, compare=False)
+    history: list["SyntheticSet"] = field(default_factory=list)
+    log: Any = None
     space: str = "normalised"
     soft_labels: Tensor | None = None
     soft_kind: str = "logits"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import refused
 
-from ddlib import DistillConfig, evaluate, random_real
+from ddlib import DistillConfig, EvalConfig, evaluate, random_real
 from ddlib.augment import OPERATIONS, Draws, apply, draw, operations_of
 from ddlib.methods.gradient import Gradient
 from ddlib.methods.images import as_leaf
@@ -132,8 +132,10 @@ def test_names_of_augmentations(data):
     assert operations_of("dsa", data) == ("color", "crop", "cutout", "scale", "rotate")
     assert operations_of("flip_crop", data) == ("flip", "crop")
     for config in (lambda: DistillConfig(augment="flop"), lambda: operations_of("color_flop")):
-        with refused("'flop'", "did you mean 'flip'", "dsa, color"):
+        with refused("'flop'", "did you mean 'flip'", "color, crop"):
             config()
+    with refused("'dsa'", "color, crop"):  # stands alone
+        EvalConfig(augment="dsa_crop")
 
 
 @pytest.mark.parametrize("size", [4, 9])
@@ -166,8 +168,8 @@ def test_real_and_synthetic_images_share_a_draw(data):
     objective = objective_of(data)
     net = build_net("ConvNet", stream(0, "net"), width=4, channels=1, side=28, classes=3)
     fixed, seen = torch.stack([torch.arange(c * 12, c * 12 + 4) for c in range(3)]), set()
-    objective.draw = lambda rows, name: rows.copy_(fixed)
-    objective.draw(objective.rows, "batch")
+    objective.fill_rows = lambda rows, name: rows.copy_(fixed)
+    objective.fill_rows(objective.rows, "batch")
     for _ in range(8):
         pixels = as_leaf(data.x_train[fixed.flatten()])
         shown = objective.show(pixels)
@@ -184,7 +186,7 @@ def test_the_gradient_is_pulled_back_through_the_draw(data):
     net = build_net("ConvNet", stream(0, "net"), width=4, channels=1, side=28, classes=3).double()
     pixels, plain = (as_leaf(noise(12, 1, 28)) for _ in range(2))
     loss = objective(net, pixels)
-    again.draw(again.rows, "batch")
+    again.fill_rows(again.rows, "batch")
     expected = 0
     for label, own in enumerate(again.rows):
         drawn = draw(operations_of("dsa", data), again.rng["augment"])

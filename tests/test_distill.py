@@ -461,6 +461,16 @@ def test_stop_stops_and_stays_stopped(tmp_path, data, monkeypatch):
     assert_same_run(run(data, tmp_path, on_divergence="stop", **EXPLODES), first)
 
 
+def test_what_was_stopped_between_two_snapshots_is_as_far_as_its_log(data):
+    whole = run(data, iterations=3, snapshots=())
+    early = distill(
+        config(iterations=9, snapshots=(0, 2)), data, progress=False, stop=lambda k: k >= 3
+    )
+    assert early.iteration == len(early.log) == 3
+    assert [synset.iteration for synset in early.history] == [0, 2]
+    assert torch.equal(early.images, whole.images)
+
+
 def test_diverged_and_resumed_equals_uninterrupted(tmp_path, data):
     whole = run(data, **EXPLODES)
     with stopped_at("match", 5):

@@ -12,7 +12,7 @@ from conftest import make_data, refused
 from torch import nn
 
 from ddlib import EvalConfig, Member, ModelPool, evaluate, random_real
-from ddlib.nets import FURTHER, NETS, SIDES, build_net, net_class, net_name, width_options
+from ddlib.nets import FURTHER, NETS, SIDES, build_net, net_class, net_name, net_width
 from ddlib.study import PROFILES
 from ddlib.support.rng import stream
 from ddlib.support.store import ROOT
@@ -123,7 +123,7 @@ def test_they_are_known_by_name_and_the_same_every_time(name):
     one, two = (build_net(name, stream(3, "x"), width_factor=0.1).state_dict() for _ in range(2))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert net_name(name) == name
-    assert width_options(name, 5, 2, 0.5) == {"width_factor": 0.5}
+    assert net_width(name, EvalConfig(width=5, width_factor=0.5)) == {"width_factor": 0.5}
     with refused("48", "28, 32, 64, 128"):
         build_net(name, side=48)
 
@@ -167,7 +167,7 @@ def test_a_model_by_name_is_one_class_that_rows_name():
     cls = net_class("torchvision:squeezenet1_1")
     assert cls is net_class("torchvision:squeezenet1_1") is net_class(cls)
     assert net_name(cls) == "torchvision:squeezenet1_1"
-    assert width_options(cls, 5, 2, 0.5) == {}
+    assert net_width(cls, EvalConfig(width=5)) == {}
     one, two = (build_net(cls, stream(3, "x"), side=64, classes=7) for _ in range(2))
     assert one.training and one.model.training
     assert torch.equal(flat(one), flat(two)) and one.model.num_classes == 7

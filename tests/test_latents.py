@@ -232,12 +232,13 @@ def test_a_decoder_that_does_not_fit_is_refused(data, decoder, latents, layer, w
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"decoder": "mine"}, ("'mine'", "torch.nn.Module")),
+        ({"decoder": "mine"}, ("'mine'", "Module")),
         ({"decoder": nn.Identity()}, ("go together",)),
         ({"latents": noise(6, 5)}, ("go together",)),
         ({"lr": -1.0}, ("lr is -1.0",)),
         ({"momentum": 2}, ("momentum is 2", "0 to 1")),
         ({"chunk": 0}, ("chunk is 0",)),
+        ({"chunk": 1.5}, ("chunk is 1.5", "int")),
         ({"decoder_epochs": 0}, ("decoder_epochs is 0",)),
     ],
 )

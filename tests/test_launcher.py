@@ -240,3 +240,20 @@ def test_notebooks_are_fit_to_be_read_and_compared(path):
     assert len(checked) > len(ignored)
     for word in ("Question", "Cost", "Needs"):
         assert word in notebook.cells[0].source
+
+
+def test_a_folder_does_not_hide_a_data_set_of_its_name(tmp_path, capsys, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ["--set", "dataset=digits", "--set", "seeds=0", "--store", str(tmp_path)]
+    assert launcher.main(["status", *words]) == 0
+    assert "next: " in capsys.readouterr().out
+
+
+def test_tasks_that_wait_for_what_was_left_out_say_so(tmp_path, capsys):
+    words = ["--set", "seeds=0", "--store", str(tmp_path), "--protocol", "kd", "--net", "MLP"]
+    assert launcher.main(["work", *words, "--pool", "main"]) == 0
+    told = capsys.readouterr().out.splitlines()[-2]
+    assert (
+        told.startswith("some tasks wait for others: ") and "needs dc main, ipc 1, seed 0" in told
+    )

@@ -13,7 +13,7 @@ from ddlib.config import DistillConfig
 from ddlib.distill import distill
 from ddlib.methods import MetaDD
 from ddlib.methods.images import as_leaf
-from ddlib.methods.maps import LAYERS, activation_map, is_dead, look, shares
+from ddlib.methods.maps import LAYERS, activation_map, is_dead, logits_and_maps, shares
 from ddlib.methods.metadd import imitation, variance
 from ddlib.methods.realnets import cache
 from ddlib.nets import build_net
@@ -97,7 +97,7 @@ def test_maps_are_the_formula(name):
     of_label = z[torch.arange(4), LABELS].sum()
     (slopes,) = torch.autograd.grad(of_label, a, create_graph=True)
     by_hand = scaled(torch.relu((slopes.mean((2, 3), keepdim=True) * a).sum(1)))
-    logits, maps = look(net, images, LABELS)
+    logits, maps = logits_and_maps(net, images, LABELS)
     torch.testing.assert_close(logits, z)
     torch.testing.assert_close(maps, by_hand)
     for found in (maps, by_hand):
@@ -172,7 +172,7 @@ def test_imitation_by_hand():
 
 
 def both_losses(images, names=("ConvNet", "AlexNet", "VGG11", "LeNet")):
-    seen = [look(net_of(name), images, LABELS) for name in names]
+    seen = [logits_and_maps(net_of(name), images, LABELS) for name in names]
     main = net_of("ConvNet", 1)(images)
     maps = torch.stack([maps for _, maps in seen])
     return imitation([logits for logits, _ in seen], main, LABELS), variance(maps)
@@ -218,7 +218,7 @@ def test_weights_are_ratios_of_gradients_at_the_first_step(data):
     extra, pixels, net, labels = part(data, r_ai=0.3, r_var=0.02)
     loss = extra(net, pixels, labels)
     chosen = extra.weights.clone()
-    seen = [look(auxiliary, pixels, labels) for auxiliary in extra.nets]
+    seen = [logits_and_maps(auxiliary, pixels, labels) for auxiliary in extra.nets]
     terms = (
         imitation([logits for logits, _ in seen], extra.main(pixels), labels),
         variance(torch.stack([maps for _, maps in seen])),

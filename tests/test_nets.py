@@ -15,6 +15,7 @@ from ddlib.nets import (
     MeanPool,
     build_net,
 )
+from ddlib.support.pooling import pooling_matrix
 from ddlib.support.rng import stream, torch_seeded_by
 
 SMALL = {  # options that make each net cheap
@@ -265,6 +266,15 @@ def test_depth_grows_with_the_side_unless_it_is_given(side, depth):
 
     assert DEPTHS[side] == convolutions() == convolutions(depth=None) == depth
     assert convolutions(depth=2) == 2
+
+
+def test_a_net_that_was_looked_at_without_gradients_can_be_trained():
+    """What a first pass keeps for later ones must serve training too."""
+    images = torch.randn(2, 3, 28, 28)
+    pooling_matrix.cache_clear()
+    with torch.inference_mode():
+        build_net("ConvNet", width=4, side=28)(images)
+    build_net("ConvNet", width=4, side=28)(images).sum().backward()
 
 
 @pytest.mark.parametrize("side", [2, 8, 32])

@@ -8,11 +8,11 @@ from conftest import make_data, refused
 from torch import nn
 
 from ddlib import nets
-from ddlib.config import DistillConfig
+from ddlib.config import DistillConfig, EvalConfig
 from ddlib.data import random_real
 from ddlib.distill import distill
 from ddlib.evaluate import evaluate
-from ddlib.nets import ConvNet, build_net, embedding, net_name, register_net, width_options
+from ddlib.nets import ConvNet, build_net, embedding, net_name, net_width, register_net
 from ddlib.pool import Member, ModelPool
 from ddlib.results import Results
 from ddlib.support.rng import stream
@@ -127,7 +127,7 @@ def test_build_gives_what_the_signature_names(data):
 )
 def test_width_options_are_those_a_net_has(net, names):
     offered = {"width": 5, "depth": 2, "width_factor": 0.5}
-    assert width_options(net, **offered) == {name: offered[name] for name in names}
+    assert net_width(net, EvalConfig(**offered)) == {name: offered[name] for name in names}
 
 
 def test_registering_anew_replaces_the_class():

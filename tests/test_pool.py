@@ -198,6 +198,18 @@ def test_a_member_may_be_a_class(monkeypatch):
         ModelPool([Member(0.5, Tiny, {"width": 1}), Member(0.5, other, {"width": 1})])
 
 
+class LooksAtItsNumbers(nn.Module):
+    def __init__(self, width=4, side=28, channels=3, classes=10):
+        super().__init__()
+        self.half = torch.linspace(0, 1, 3)[1].item()  # which "meta" has none of
+        self.classifier = nn.Linear(channels * side * side, classes)
+
+
+def test_a_class_that_cannot_be_built_without_numbers_may_be_a_member():
+    pool = ModelPool([Member(1.0, LooksAtItsNumbers)], shape=(1, 28, 3))
+    assert pool.sample(stream(0, "x"))[1].half == 0.5
+
+
 def test_the_main_model_is_known_by_its_description():
     pool = ModelPool(
         [

@@ -16,7 +16,15 @@ from ddlib.identity import describe_row
 from ddlib.losses import PROTOCOLS
 from ddlib.study import PROFILES, Study, get_profile, profiles
 from ddlib.study.plan import ImageSet, Sweep, Train, plan, select
-from ddlib.study.tasks import chosen_value, in_groups, is_done, rows_of, run_plan, run_task, tried
+from ddlib.study.tasks import (
+    chosen_value,
+    in_groups,
+    is_done,
+    rows_of,
+    run_plan,
+    run_together,
+    tried,
+)
 from ddlib.support.store import ROOT
 
 TINY = {
@@ -90,7 +98,7 @@ def test_nothing_is_done_twice(whole, monkeypatch):
     assert said == ["0 of 0 tasks done"] and files(whole.out) == before
     for task in plan(again.profile):
         assert is_done(task, again)
-        run_task(task, again)
+        run_together([task], again)
     assert files(whole.out) == before
 
 
@@ -132,10 +140,10 @@ def test_a_killed_distillation_goes_on_from_its_checkpoint(whole, study, monkeyp
             raise Kill
 
     with pytest.raises(Kill):
-        run_task(task, study, kill)
+        run_together([task], study, kill)
     assert study.path(ImageSet("dc", "main", 1, 0, 2)).is_file() and not is_done(task, study)
     started = []
-    run_task(task, make(study.out), lambda: started.append(1))
+    run_together([task], make(study.out), lambda: started.append(1))
     assert len(started) < 4  # not from the beginning
     assert study.load(task).id == whole.load(task).id
 
@@ -145,7 +153,7 @@ def test_two_studies_on_one_folder_share_what_each_does(whole, tmp_path, monkeyp
     tasks = some_tasks(one)
     assert len(one.results.rows()) == len(two.results.rows()) == 0
     for i, task in enumerate(tasks):
-        run_task(task, (one, two)[i % 2])
+        run_together([task], (one, two)[i % 2])
     forbid(monkeypatch)
     for study in (one, two):
         assert run_plan(study, tasks, say=None) == []
@@ -155,7 +163,7 @@ def test_two_studies_on_one_folder_share_what_each_does(whole, tmp_path, monkeyp
 def test_two_copies_are_merged_by_copying_one_into_the_other(whole, tmp_path, monkeypatch):
     one, two = make(tmp_path / "one"), make(tmp_path / "two")
     tasks = some_tasks(one)
-    run_task(tasks[0], one)
+    run_together([tasks[0]], one)
     shutil.copytree(one.out, two.out)
     run_plan(one, select(tasks, net=["MLP"]), say=None)
     run_plan(two, select(tasks, net=["ConvNet"]), say=None)
@@ -168,11 +176,11 @@ def test_two_copies_are_merged_by_copying_one_into_the_other(whole, tmp_path, mo
 def test_a_task_that_lacks_something_says_what(study):
     images = ImageSet("dc", "main", 1, 0, 2)
     with refused("train 1 MLP", "cannot be done yet", "do first: dc main"):
-        run_task(Train(images, "MLP", 1), study)
+        run_together([Train(images, "MLP", 1)], study)
     sweep = Sweep(images, "MLP", 1, "kd", "ConvNet", "tau", (1.5, 4.0))
     real = ImageSet("random_real", ipc=1)
     with refused("tau chosen", "do first: choose tau"):
-        run_task(Train(real, "MLP", 1, "kd", "ConvNet", chosen=sweep), study)
+        run_together([Train(real, "MLP", 1, "kd", "ConvNet", chosen=sweep)], study)
     assert not list(study.out.iterdir())
 
 
@@ -292,7 +300,7 @@ def test_validation_images_choose_whatever_the_test_images_say(study, monkeypatc
         return 90 - distance if split == "val" else 10 + distance
 
     monkeypatch.setattr(module("study.tasks"), "evaluate", fill(study, sweep, accuracy))
-    run_task(sweep, study)
+    run_together([sweep], study)
     expected = {1.0: (0.5,), 2.0: (), 4.0: (8.0,), 0.5: (0.5, 0.25), 8.0: (8.0, 16.0)}
     more = expected.get(best, (8.0, 16.0))
     assert chosen_value(sweep, study) == min(best, 16.0)
@@ -393,7 +401,7 @@ def test_seconds_per_net_are_those_of_this_machine(whole):
 
 
 def test_results_of_other_settings_never_mix(study, tmp_path):
-    run_task(Train(ImageSet("random_real", ipc=1), "MLP", 1), study)
+    run_together([Train(ImageSet("random_real", ipc=1), "MLP", 1)], study)
     other = make(tmp_path, epochs=3)
     assert (other.runs, other.figures) != (study.runs, study.figures)
     assert other.results.frame().empty
@@ -448,7 +456,7 @@ def test_tables_are_made_of_own_rows_or_of_committed_ones(whole):
 
 
 def test_a_damaged_file_of_rows_is_named(study):
-    run_task(Train(ImageSet("random_real", ipc=1), "MLP", 1), study)
+    run_together([Train(ImageSet("random_real", ipc=1), "MLP", 1)], study)
     path = next((study.runs / "rows").glob("*.json"))
     path.write_text(path.read_text()[:-5])
     with refused(path.name, "damaged"):

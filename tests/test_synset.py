@@ -102,6 +102,13 @@ def test_it_is_a_data_set_for_a_loader():
     assert torch.equal(torch.cat([labels for _, labels in batches]), one.labels)
 
 
+def test_sets_are_the_same_if_they_are_the_same_object():
+    """Equal content is an equal `id`; == of tensors would be no truth value."""
+    one, two = make(), make()
+    assert one == one != two and one in [two, one] and {one: 1}[one] == 1
+    assert one.id == two.id
+
+
 def test_to_keeps_everything():
     one = make()
     two = one.to("cpu")

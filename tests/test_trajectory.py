@@ -15,7 +15,7 @@ import ddlib
 from ddlib import DistillConfig, Member, ModelPool
 from ddlib.augment import OPERATIONS
 from ddlib.distill import distill
-from ddlib.methods.experts import expert, expert_settings, flat, read_expert
+from ddlib.methods.experts import expert, expert_settings, flat_parameters, read_expert
 from ddlib.methods.images import as_leaf
 from ddlib.methods.realnets import cache
 from ddlib.methods.trajectory import Trajectory
@@ -316,7 +316,8 @@ def test_an_expert_is_sgd_on_real_images(double):
     pool = pool_of(double)
     path = expert(pool, about, double, 2, settings)
     net = pool.build(about, stream(2, "expert", "ConvNet")).double()
-    generator, slow = stream(2, "pretrained batches", "ConvNet"), [flat(net.parameters()).detach()]
+    generator = stream(2, "pretrained batches", "ConvNet")
+    slow = [flat_parameters(net.parameters()).detach()]
     for _ in range(3):
         for rows in torch.randperm(36, generator=generator).split(20):
             net.zero_grad()
@@ -324,7 +325,7 @@ def test_an_expert_is_sgd_on_real_images(double):
             with torch.no_grad():
                 for p in net.parameters():
                     p -= 0.05 * p.grad
-        slow.append(flat(net.parameters()).detach())
+        slow.append(flat_parameters(net.parameters()).detach())
     fast = read_expert(path, (0, 1, 2, 3), slow[0])
     torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
     assert expert_settings(50, "dsa", "float32").lr == 0.01 and not settings.momentum

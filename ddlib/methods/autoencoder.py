@@ -11,7 +11,7 @@ from ..support.fast import products
 from ..support.progress import bar
 from ..support.rng import stream, torch_seeded_by
 from ..support.store import load_tensors, save_tensors
-from .realnets import cache, chosen_images, digest
+from .realnets import cache, cache_key, chosen_images
 
 WIDTH, CODES, BATCH, LR = 32, 16, 64, 1e-3
 
@@ -30,7 +30,7 @@ def autoencoder(
     known = {"data": data.name, "digest": data.digest, "shape": data.shape, "seed": seed}
     known |= {"epochs": epochs, "images": images, "type": str(data.x_train.dtype)}
     known |= {"width": WIDTH, "codes": CODES, "batch": BATCH, "lr": LR}
-    path = cache() / f"autoencoder-{digest(known)}.safetensors"
+    path = cache() / f"autoencoder-{cache_key(known)}.safetensors"
     with torch_seeded_by(stream(seed, "autoencoder")):
         encoder, decoder = layers(data.shape[0])
     both = nn.Sequential(encoder, decoder).to(data.device, data.x_train.dtype)

@@ -50,17 +50,17 @@ def expert(
     not stay finite.
     """
     from ..pool import label
-    from .realnets import cache, describe, digest, train_on_real
+    from .realnets import cache, cache_key, describe, train_on_real
 
     net = pool.build(description, stream(seed, "expert", description["net"]))
     about = describe(type(net), data, seed, config, images) | {"description": description}
-    path = cache() / "experts" / f"{label(description)}-s{seed}-{digest(about)}.safetensors"
+    path = cache() / "experts" / f"{label(description)}-s{seed}-{cache_key(about)}.safetensors"
     if not path.is_file():
         net.to(data.device, data.x_train.dtype)
-        trajectory = [flat(net.parameters()).detach()]
+        trajectory = [flat_parameters(net.parameters()).detach()]
 
         def keep(epoch: int) -> None:
-            trajectory.append(flat(net.parameters()).detach())
+            trajectory.append(flat_parameters(net.parameters()).detach())
 
         train_on_real(net, data, seed, config, images, keep, progress)
         if not torch.isfinite(trajectory[-1]).all():
@@ -80,6 +80,6 @@ def read_expert(path: Path, epochs: tuple[int, ...], like: Tensor) -> list[Tenso
     return [tensors[str(epoch)].to(like) for epoch in epochs]
 
 
-def flat(parameters: Iterable[Tensor]) -> Tensor:
+def flat_parameters(parameters: Iterable[Tensor]) -> Tensor:
     """All parameters of a net as one new vector [P], with their graph."""
     return torch.cat([p.reshape(-1) for p in parameters])

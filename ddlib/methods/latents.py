@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..support.errors import DDError, check_range, first_line
+from ..support.public import public
 from ..support.rng import Streams, stream
 from .images import Images, as_leaf, first_images, sgd
 
@@ -33,6 +34,7 @@ class Latents(Images):
     "noise" N(0, 1) with the mean and standard deviation of these codes, per channel.
     """
 
+    @public
     def __init__(
         self,
         decoder: nn.Module | None = None,
@@ -45,8 +47,6 @@ class Latents(Images):
         decoder_images: int = 0,
         decoder_seed: int = 0,
     ) -> None:
-        if not (decoder is None or isinstance(decoder, nn.Module)):
-            raise DDError(f"decoder is {decoder!r}; needed: a torch.nn.Module")
         if (decoder is None) != (latents is None):
             raise DDError("a decoder and its first latents go together; give both, or neither")
         self.given, self.layer = (decoder, latents), layer

@@ -20,7 +20,7 @@ GRID = 8  # side of every map
 
 
 @torch.enable_grad()
-def look(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def logits_and_maps(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [N, classes] and maps [N, 8, 8] of one forward pass, both with a graph to `images`.
 
     Grad-CAM on the logit of the label, w_k = mean over positions of d z_y / d a_k, a map is
@@ -46,7 +46,7 @@ def activation_map(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
     With a graph if `images` [N, C, H, W] want a gradient. `DDError` for a net without maps (MLP).
     """
-    maps = look(net, images, labels)[1]
+    maps = logits_and_maps(net, images, labels)[1]
     return maps if images.requires_grad else maps.detach()
 
 

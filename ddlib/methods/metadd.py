@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..support.errors import DDError, check_choice, check_range
+from ..support.public import public
 from ..support.rng import Streams
-from .maps import LAYERS, is_dead, look, shares
+from .maps import LAYERS, is_dead, logits_and_maps, shares
 from .objective import Part
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class MetaDD(Part):
     so many, 0 for all. `dead`: see `variance`.
     """
 
+    @public
     def __init__(
         self,
         auxiliaries: str = "ConvNet_AlexNet_VGG11_LeNet",
@@ -49,7 +51,7 @@ class MetaDD(Part):
         r_var: float = 0.1,
         dead: str = "skip",
     ) -> None:
-        self.names = [check_choice("auxiliary", n, LAYERS) for n in str(auxiliaries).split("_")]
+        self.names = [check_choice("auxiliary", n, LAYERS) for n in auxiliaries.split("_")]
         if len(set(self.names)) < len(self.names):
             raise DDError(f"auxiliaries are {auxiliaries!r}; needed: different ones")
         self.backbone = check_choice("backbone", backbone, ("pretrained", "drawn"))
@@ -90,7 +92,7 @@ class MetaDD(Part):
 
     def __call__(self, net: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
         """The weighted loss, 0-dim; `pixels.grad` is the gradient that the ratios are about."""
-        seen = [look(auxiliary, pixels, labels) for auxiliary in self.nets]
+        seen = [logits_and_maps(auxiliary, pixels, labels) for auxiliary in self.nets]
         maps = torch.stack([maps for _, maps in seen])
         spread, loss = variance(maps, self.dead), 0 * pixels.sum()
         found = spread.detach(), 100 * is_dead(maps).double().mean(), *shares(maps)

@@ -106,11 +106,11 @@ class Objective(Part):
     def __call__(self, net: nn.Module, pixels: Tensor) -> Tensor:
         """Add the loss's gradient to `pixels.grad`; returns the loss of all classes, 0-dim."""
         if layers := batchnorms(net):
-            self.draw(self.rows_bn, "batchnorm")
+            self.fill_rows(self.rows_bn, "batchnorm")
             self.recorder(self.freeze, net)
             for layer in layers:  # a replay sets their statistics, not that they are frozen
                 layer.eval()
-        self.draw(self.rows, "batch")
+        self.fill_rows(self.rows, "batch")
         shown = self.show(pixels)
         self.shown.copy_(shown.detach())
         loss = self.recorder(self.match, net)
@@ -165,7 +165,7 @@ class Objective(Part):
         """BatchNorm's statistics from real images of all classes."""
         freeze_batchnorm(net, self.data.x_train[self.rows_bn.flatten()])
 
-    def draw(self, rows: Tensor, name: str) -> None:
+    def fill_rows(self, rows: Tensor, name: str) -> None:
         """Fill `rows` [classes, n] of `data.x_train` at random, different ones within a class."""
         classes, n = rows.shape
         drawn = [self.data.draw(c, n, self.rng[name]) for c in range(classes)]

@@ -60,7 +60,7 @@ def pretrained(
     config = replace(config, epochs=epochs) if epochs else config
     known = describe(net, data, seed, config, images)
     known |= {"epochs": 0} if epochs == 0 else {}
-    path = cache() / f"{net_name(net)}-{digest(known)}.safetensors"
+    path = cache() / f"{net_name(net)}-{cache_key(known)}.safetensors"
     model = fresh_net(net, data, config, stream(seed, "pretrained", net_name(net)))
     if path.is_file():
         tensors, info = load_tensors(path)
@@ -126,7 +126,7 @@ def describe(
     return about | settings | net_width(net, config)
 
 
-def digest(about: dict[str, Any]) -> str:
+def cache_key(about: dict[str, Any]) -> str:
     """A name for what `about` describes."""
     return hashlib.sha256(canonical(about).encode()).hexdigest()[:16]
 

@@ -15,8 +15,9 @@ from torch.nn.utils import vector_to_parameters
 
 from ..augment import apply, draw
 from ..support.errors import DDError, check_range
+from ..support.public import public
 from ..support.rng import Streams
-from .experts import expert, expert_settings, flat, read_expert
+from .experts import expert, expert_settings, flat_parameters, read_expert
 from .images import sgd
 from .objective import Objective, batchnorms
 
@@ -29,6 +30,7 @@ Weights = dict[str, Tensor]  # by name
 MOMENTUM = 0.5  # of the learned step size, as published
 
 
+@public
 @dataclass(eq=False, repr=False)
 class Trajectory(Objective):
     """How far N steps on the synthetic set end from where an expert is M epochs later, relatively.
@@ -55,9 +57,6 @@ class Trajectory(Objective):
     expert_images: int = 0  # random real images that an expert is trained on; 0: all
 
     def __post_init__(self) -> None:
-        from ..config import check_types  # which knows the methods
-
-        check_types(self)
         for setting in fields(self):
             least = setting.name in ("ahead", "latest", "experts", "expert_epochs")
             check_range(setting.name, getattr(self, setting.name), int(least))
@@ -87,19 +86,19 @@ class Trajectory(Objective):
         seed = int(torch.randint(self.experts, (), generator=self.rng["expert"]))
         s = int(torch.randint(self.latest, (), generator=self.rng["start"]))
         about = self.description, self.data, seed, self.training, self.expert_images or None
-        epochs, like = (s, s + self.ahead), flat(net.parameters())
+        epochs, like = (s, s + self.ahead), flat_parameters(net.parameters())
         self.begin, self.target = read_expert(expert(pool, *about), epochs, like)
         vector_to_parameters(self.begin.clone(), net.parameters())
         return net
 
     def __call__(self, net: nn.Module, pixels: Tensor) -> Tensor:
         if batchnorms(net):
-            self.draw(self.rows_bn, "batchnorm")
+            self.fill_rows(self.rows_bn, "batchnorm")
             self.freeze(net)
         theta = {name: p.detach().requires_grad_() for name, p in net.named_parameters()}
         for rows in islice(self.batches(), self.steps):
             theta = self.descend(net, theta, pixels[rows], rows // self.config.ipc)
-        left, way = flat(theta.values()) - self.target, self.begin - self.target
+        left, way = flat_parameters(theta.values()) - self.target, self.begin - self.target
         loss = left.square().sum() / way.square().sum()
         slopes = torch.autograd.grad(loss, (pixels, self.lr), materialize_grads=True)
         assert pixels.grad is not None

@@ -20,7 +20,7 @@ from ..losses import TAU_DECAY
 from ..results import read_results
 from ..stats import UNIT
 from ..study.profiles import PROFILES, Profile
-from ..support.errors import DDError, check_choice
+from ..support.errors import DDError, check_choice, first_line
 from ..support.store import ROOT, dumps, write_atomic
 from ..synset import SyntheticSet, load_synset
 from . import audit, figures, published, tables
@@ -87,7 +87,7 @@ def compile_typst(folder: Path) -> bytes:
     try:
         return typst.compile(folder / "report.typ", root=folder, ignore_system_fonts=True)
     except typst.TypstError as error:
-        raise DDError(f"typst: {str(error).splitlines()[0]}") from error
+        raise DDError(f"typst: {first_line(error)}") from error
 
 
 def commit_date() -> str:

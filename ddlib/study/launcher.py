@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..datasets import MAY_DOWNLOAD
+from ..datasets import DATASETS, MAY_DOWNLOAD
 from ..support.errors import DDError, check_range
 from ..support.machine import kind
 from ..support.progress import VARIABLE
@@ -91,7 +91,7 @@ def main(words: Sequence[str] | None = None) -> int:
         arguments = parse_arguments(words)
         arguments.settings = parse_settings(arguments.set)
         path = Path(str(arguments.settings.get("dataset", "")))
-        if path.name and path.exists():  # notebooks run in another folder
+        if path.name and str(path) not in DATASETS and path.exists():  # notebooks run elsewhere
             arguments.settings["dataset"] = str(path.resolve())
         place = arguments.out, arguments.device, arguments.data_root
         study = Study(arguments.profile, arguments.settings, *place)

@@ -1,6 +1,6 @@
 """The plan: everything that a study does, one list of tasks, the most valuable first.
 
-A task is a value: it says what is to be done, not how (`tasks.run_task`); `str(task)` is its key.
+A task is a value: what is to be done, not how (`tasks.run_together`); `str(task)` is its key.
 """
 
 from collections.abc import Collection, Iterable, Sequence

@@ -12,15 +12,17 @@ from typing import Any
 
 from ..augment import operations_of
 from ..baselines.coresets import CORESETS
-from ..config import DistillConfig, EvalConfig, check_types, coerce, differences
+from ..config import DistillConfig, EvalConfig, coerce, differences
 from ..nets import NETS, net_class
 from ..pool import PRESETS
 from ..results import canonical
 from ..support.errors import DDError, check_choice, check_range
+from ..support.public import public
 
 ALL_OF_DC = ("table4", "curve", "table5", "released", "probability", "full_data")
 
 
+@public
 @dataclass(frozen=True)
 class Profile:
     """A whole study: what is distilled, what is evaluated, and at which scale.
@@ -83,7 +85,6 @@ class Profile:
     feature_images: int = 0  # real images it is trained on; 0: all
 
     def __post_init__(self) -> None:
-        check_types(self)
         reachable = {*self.snapshots, self.iterations}
         if not set(self.reported) <= reachable:
             raise DDError(
@@ -104,7 +105,7 @@ class Profile:
             check_choice("coreset", name, CORESETS)
         for net in (*self.nets, *self.full_nets, *self.method_nets, *self.elf_nets):
             net_class(net)
-        for name in ("n_eval", "n_audit", "n_sweep", "full_epochs", "feature_epochs"):
+        for name in ("n_audit", "n_sweep", "full_epochs", "feature_epochs"):
             check_range(name, getattr(self, name), 1)
         check_range("iterations", self.iterations, 1)
         check_range("val_fraction", self.val_fraction, 0, 0.9)

@@ -21,17 +21,15 @@ from ..choose import choices
 from ..config import EvalConfig
 from ..data import check_ipc
 from ..distill import settled
-from ..evaluate import configured, evaluate, groups
+from ..evaluate import check_net, configured, evaluate, groups
 from ..identity import describe_row, eval_seeds, machine_text, splits
 from ..losses import find_protocol
-from ..nets import build_net
 from ..pool import pool_of
 from ..support.errors import DDError
 from ..support.fast import side_by_side
 from ..support.machine import environment, kind
 from ..support.progress import bar
 from ..support.store import locked
-from ..training import options_for
 from .plan import ImageSet, Sweep, Task, Train, needs
 
 if TYPE_CHECKING:
@@ -59,8 +57,7 @@ def check_plan(tasks: Iterable[Task], study: "Study") -> None:
                 checked.add(key)
                 protocol, _ = find_protocol(task.protocol, task.teacher)
                 config = configured(study.profile.eval_config(), dict(task.settings), protocol)
-                with torch.device("meta"):
-                    build_net(task.net, **options_for(task.net, data, config))
+                check_net(task.net, data, config)
                 if protocol.check:
                     protocol.check(task.net, data, config)
         if held_out and not len(data.y_val):
@@ -68,17 +65,12 @@ def check_plan(tasks: Iterable[Task], study: "Study") -> None:
             raise DDError(f"{given}; needed: more, since the plan has: {task}")
 
 
-def run_task(task: Task, study: "Study", stop: Stop | None = None) -> None:
-    """Do a task unless its results are there.
+def run_together(tasks: Sequence[Task], study: "Study", stop: Stop | None = None) -> None:
+    """Do tasks of the same `signature`, all at the same time, unless their results are there.
 
     `stop` is asked after every iteration of a distillation and before every group of nets; what is
-    there by then is kept. Raises `DDError` if something is missing that the task needs.
+    there by then is kept. Raises `DDError` if something is missing that a task needs.
     """
-    run_together([task], study, stop)
-
-
-def run_together(tasks: Sequence[Task], study: "Study", stop: Stop | None = None) -> None:
-    """`run_task` for tasks that have the same `signature`, all at the same time."""
     study.results.refresh()
     left = [task for task in tasks if not is_done(task, study)]
     for task in left:
@@ -236,6 +228,10 @@ def run_plan(
                 say(f"{outcome.task}: {how}, {outcome.seconds:.0f} s")
     failures = [(outcome.task, outcome.error) for outcome in outcomes if outcome.error]
     if say:
+        if budget is None and not (failures or (stop and stop())):
+            for task in [task for task in left if not is_ready(task, study)][:1]:
+                first = ", ".join(map(str, needs(task, study.profile)))
+                say(f"some tasks wait for others: {task} needs {first}")
         say(f"{sum(outcome.done for outcome in outcomes)} of {len(left)} tasks done")
         for task, error in failures:
             say(f"failed: {task}: {error}")

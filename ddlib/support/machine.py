@@ -20,11 +20,14 @@ def pick_device(name: str = "auto") -> torch.device:
     if str(name).startswith("cuda") and not torch.cuda.is_available():
         raise DDError(f"device is {name!r}, but PyTorch sees no GPU; allowed here: cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise DDError(
             f"device is {name!r}; allowed: auto, cpu, cuda, cuda:0 and the like"
         ) from error
+    if (device.index or 0) and device.index >= torch.cuda.device_count():
+        raise DDError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} GPUs")
+    return device
 
 
 def kind(device: torch.device | str) -> str:

@@ -26,6 +26,7 @@ class MeanPool(nn.Module):
 
 
 @functools.cache
+@torch.inference_mode(False)  # what is kept serves training too
 def pooling_matrix(width: int, dtype: torch.dtype) -> Tensor:
     """[2 * width, width / 2]: maps two rows laid end to end to the means of their 2x2 squares."""
     column = torch.arange(width)

@@ -29,15 +29,15 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def public(thing: F, types_too: bool = True) -> F:
+def public(thing: F) -> F:
     """A function, or a class by its `__init__`, that checks its arguments before it runs.
 
     An unknown name, a wrong type or a number out of `RANGES` is a `DDError`; so is an `OSError` or
-    `MemoryError` on the way. Without `types_too` only names are checked.
+    `MemoryError` on the way. A parameter's default is right whatever its type.
     """
     if isinstance(thing, type):
         init: Any = thing.__init__  # type: ignore[misc]
-        thing.__init__ = public(init, types_too)  # type: ignore[misc]
+        thing.__init__ = public(init)  # type: ignore[misc]
         return thing
     signature, name = inspect.signature(thing), thing.__qualname__.removesuffix(".__init__")
     hints = functools.cache(lambda: typing.get_type_hints(thing))  # some are known later only
@@ -45,7 +45,9 @@ def public(thing: F, types_too: bool = True) -> F:
     @functools.wraps(thing)
     def checked(*args: Any, **kwargs: Any) -> Any:
         given = bind(name, signature, args, kwargs)
-        for key, value in given.arguments.items() if types_too else ():
+        for key, value in given.arguments.items():
+            if value is signature.parameters[key].default:
+                continue
             kind, hint = signature.parameters[key].kind, hints().get(key, Any)
             if kind is inspect.Parameter.VAR_POSITIONAL:
                 given.arguments[key] = tuple(checked_type(key, item, hint) for item in value)
@@ -61,16 +63,11 @@ def public(thing: F, types_too: bool = True) -> F:
     return typing.cast(F, checked)
 
 
-def named(cls: type) -> type:
-    """A class that refuses unknown names, and checks the rest itself."""
-    return public(cls, types_too=False)
-
-
 def bind(
     name: str, signature: inspect.Signature, args: tuple, kwargs: dict
 ) -> inspect.BoundArguments:
     """The arguments of a call; `DDError` if a function called `name` does not take them so."""
-    known = [key for key in signature.parameters if key != "self"]
+    known = [key for key in signature.parameters if key not in ("self", "cls")]
     if all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values()):
         for key in kwargs:
             check_choice(f"setting of {name}", key, known)
@@ -81,16 +78,20 @@ def bind(
 
 
 def checked_type(name: str, value: Any, hint: Any) -> Any:
-    """The value, Python's number for NumPy's; `DDError` unless it is of its annotated type, and a
-    number in its range.
+    """The value, Python's number for NumPy's, a tuple for a list where that is meant; `DDError`
+    unless it is of its annotated type, and a number in its range.
     """
     if not fits(value, hint):
         raise DDError(f"{name} is {shown(value)}; needed: {say(hint)}")
-    if isinstance(value, numbers.Real) and hasattr(value, "item"):
-        value = value.item()
+    value = plain(value)
     if name in RANGES and isinstance(value, int | float):
         check_range(name, value, *RANGES[name])
-    return value
+    return tuple(map(plain, value)) if typing.get_origin(hint) is tuple else value
+
+
+def plain(value: Any) -> Any:
+    """Python's number for NumPy's, anything else as it is."""
+    return value.item() if isinstance(value, numbers.Real) and hasattr(value, "item") else value
 
 
 def fits(value: Any, hint: Any) -> bool:

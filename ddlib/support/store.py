@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from .errors import DDError
+from .errors import DDError, first_line
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository
 # What reading a file that is not what it should be may raise
@@ -109,7 +109,7 @@ def load_tensors(
             f"{path} is a safetensors file, but not one of ddlib's (no 'ddlib' entry in its header)"
         ) from error
     except (safetensors.SafetensorError, struct.error, *UNREADABLE) as error:
-        reason = (str(error) or "no memory").splitlines()[0]
+        reason = first_line(error)
         raise DDError(f"{path} is damaged or no safetensors file ({reason})") from error
 
 
