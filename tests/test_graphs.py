@@ -278,13 +278,13 @@ def test_one_graph_serves_both_rates_since_it_reads_them(gpu, colours, eagerly, 
 
 
 def test_a_tensor_that_moved_shows(gpu, colours, eagerly, monkeypatch):
-    real = Gradient.draw
+    real = Gradient.fill_rows
 
     def moved(self, rows, name):
         real(self, rows, name)
         self.rows = self.rows.clone()
 
-    monkeypatch.setattr(Gradient, "draw", moved)
+    monkeypatch.setattr(Gradient, "fill_rows", moved)
     assert differs(partial(distilled, colours, width=8), eagerly)
 
 
