@@ -32,7 +32,7 @@ from .audit import (
 from .figures import dots, effects
 from .methods import elf_effects, methods_table, pool_effects, pool_verdicts
 from .published import printed_accuracy, stored_against_printed
-from .released import released_compatible, released_table
+from .released import released_compatible, released_rows, released_table
 from .schedules import compare_schedules, distillation_times
 from .selection import arms, comparable, images_name
 from .tables import (
@@ -120,6 +120,7 @@ def docs_parts(profile: str) -> dict[str, str]:
         "schedules": schedules_text(profile),
         "distillation times": to_markdown(times_table(profile)),
         "half a cross-entropy": half_ce_sentences(rows, scope),
+        "theirs on ResNet18": half_ce_sentence(released_rows(rows), scope, "ResNet18") + "\n",
         "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
         "error rates": to_markdown(rates),
     }
