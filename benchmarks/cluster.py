@@ -188,10 +188,14 @@ def table(run):
     )
     lines[-1] += f" chain takes {eight['chain']:,.0f}. What a GPU takes has not been measured; how"
     lines[-1] += " evenly the work spreads over 8 of them depends on the shares alone."
-    for name, minutes in run.get("reproduce", {}).items():
-        how = f"with `--workers {name}`" if name != "0" else "in series, with all threads,"
-        spent = ", ".join(f"{each:.1f}" for each in minutes)
-        lines += ["", f"All of `make reproduce` took {how} {spent} minutes."]
+    spent = [
+        ("in series, all threads" if name == "0" else f"`--workers {name}`")
+        + ": "
+        + ", ".join(f"{each:.1f}" for each in minutes)
+        for name, minutes in run.get("reproduce", {}).items()
+    ]
+    if spent:
+        lines += ["", f"All of `make reproduce`, in minutes: {'; '.join(spent)}."]
     return "\n".join(lines) + "\n"
 
 

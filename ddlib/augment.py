@@ -96,8 +96,9 @@ def operations_of(augment: str, data: Data | None = None) -> tuple[str, ...]:
     if augment == ALL:
         return tuple(name for name in OPERATIONS if name != "flip" or data is None or data.mirrors)
     names = tuple(augment.split("_")) if augment else ()
+    known = OPERATIONS if len(names) > 1 else (ALL, *OPERATIONS)  # "dsa" stands alone
     for name in names:
-        check_choice("augmentation", name, (*[ALL][: len(names) == 1], *OPERATIONS))
+        check_choice("augmentation", name, known)
     return names
 
 

@@ -16,13 +16,13 @@ from .config import EvalConfig, check_known
 from .data import Data
 from .identity import describe_row, describe_set, eval_seeds, machine_text, splits
 from .losses import PROTOCOLS, Net, Protocol, find_protocol
-from .nets import DEPTHS, build_net, net_class
+from .nets import DEPTHS, check_builds, net_class
 from .results import ROWS, Results, flat
 from .support.errors import DDError, check_choice, check_range
 from .support.fast import keep_freed_memory, products
 from .support.machine import environment, kind
 from .support.progress import bar
-from .support.public import LARGEST_SEED, fits, public
+from .support.public import LARGEST_SEED, checked_type, public
 from .synset import SyntheticSet
 from .training import measure_group, options_for, train_group
 
@@ -81,7 +81,7 @@ def evaluate(
         check_request(one, data, nets, teacher, splits(split))
         check_soft(one, data, protocol)
     for net in [*nets, teacher] if teacher else nets:
-        check_net(net, data, config)
+        check_builds(net, **options_for(net, data, config))
     if protocol.check:
         for net in nets:
             protocol.check(net, data, config)
@@ -155,8 +155,8 @@ def configured(
     for name, value in options.items():
         check_choice(f"option of protocol {protocol.name!r}", name, protocol.options)
         usual = protocol.options[name]
-        if usual is not None and not fits(value, type(usual)):
-            raise DDError(f"{name} is {value!r}; needed: {type(usual).__name__}")
+        if usual is not None:
+            value = checked_type(name, value, type(usual))
         options[name] = float(value) if isinstance(usual, float) else value  # 1 and 1.0 are one row
     check_known(EvalConfig, settings, also=protocol.options)
     return replace(config, **({"options": options} | settings))
@@ -197,13 +197,6 @@ def check_request(
         if a is not None and max(abs(x - y) for x, y in zip(a, b, strict=True)) > 1e-4:
             a, b = ([round(value, 4) for value in values] for values in (a, b))
             raise DDError(f"the set is normalised with {name} {a}, the data with {b}")
-
-
-def check_net(net: Net, data: Data, config: EvalConfig) -> None:
-    """Raise `DDError` for a net that cannot be built for the data, before others are trained."""
-    without_numbers = torch.device("meta")  # which not every class can be built
-    with torch.random.fork_rng([]), contextlib.suppress(RuntimeError), without_numbers:
-        build_net(net, **options_for(net, data, config))
 
 
 def check_soft(synset: SyntheticSet, data: Data, protocol: Protocol) -> None:

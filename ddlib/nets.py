@@ -25,7 +25,7 @@ from .support.errors import DDError, check_choice, check_range
 from .support.machine import kind
 from .support.pooling import MaxPool, MeanPool
 from .support.public import public
-from .support.rng import torch_seeded_by
+from .support.rng import stream, torch_seeded_by
 
 if TYPE_CHECKING:
     from .config import EvalConfig
@@ -406,6 +406,14 @@ def build_net(
         raise DDError(f"{cls.__name__} cannot be built: {error}; give it in the options") from error
     with torch_seeded_by(generator) if generator else contextlib.nullcontext():
         return cls(**options)
+
+
+def check_builds(net: str | type[nn.Module], **options: Any) -> None:
+    """Raise what `build_net` raises: without numbers or, for a class that needs them, with."""
+    with contextlib.suppress(RuntimeError), torch.device("meta"):
+        build_net(net, stream(0, "tried"), **options)
+        return
+    build_net(net, stream(0, "tried"), **options)
 
 
 def map_shape(net: str | type[nn.Module], **options: Any) -> tuple[int, ...] | None:

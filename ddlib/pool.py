@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .nets import build_net
+from .nets import build_net, check_builds
 from .support.errors import DDError, check_choice
 from .support.public import public
 
@@ -86,11 +85,9 @@ class ModelPool:
         if not ((self.probabilities >= 0).all() and abs(self.probabilities.sum() - 1) <= 1e-6):
             needed = "they must be at least 0 and sum to 1"
             raise DDError(f"pool probabilities {values} sum to {sum(values):g}; {needed}")
-        with torch.device("meta"):  # every member must build, found out now, not at iteration 900
-            for member in self.members:
-                for description in member.variants():
-                    with contextlib.suppress(RuntimeError):  # of a class that needs its numbers
-                        self.build(description)
+        for member in self.members:  # each must build: found out now, not at iteration 900
+            for description in member.variants():
+                check_builds(member.net, **self.options_of(description))
 
     @classmethod
     @public
@@ -140,10 +137,13 @@ class ModelPool:
         self, description: dict[str, Any], generator: torch.Generator | None = None
     ) -> nn.Module:
         """The net of a description, freshly initialised from `generator`."""
-        channels, side, classes = self.shape
-        options = {k: v for k, v in description.items() if k != "net"}
         net = {member.name: member.net for member in self.members}[description["net"]]
-        return build_net(net, generator, channels=channels, side=side, classes=classes, **options)
+        return build_net(net, generator, **self.options_of(description))
+
+    def options_of(self, description: dict[str, Any]) -> dict[str, Any]:
+        """What `build_net` needs beside the class."""
+        own = {k: v for k, v in description.items() if k != "net"}
+        return dict(zip(("channels", "side", "classes"), self.shape, strict=True)) | own
 
     def sample(
         self,

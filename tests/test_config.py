@@ -3,6 +3,7 @@
 import json
 from dataclasses import field, make_dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import refused
@@ -378,6 +379,26 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     assert pick_device() == pick_device("cpu") == torch.device("cpu")
     with refused("'cuda:0'", "no GPU", "cpu"):
         pick_device("cuda:0")
+
+
+def test_a_gpu_beyond_the_last_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with refused("'cuda:2'", "GPUs 0 to 1"):
+        pick_device("cuda:2")
+
+
+def test_numbers_of_numpy_are_pythons_in_a_config():
+    """Or a run's settings could not be written."""
+    config = DistillConfig(
+        seed=np.int64(3),
+        snapshots=[np.int64(2)],
+        method="mtt",
+        options={"steps": np.int64(5), "latest": np.int64(7), "lr_start": np.float32(0.5)},
+    )
+    assert json.loads(json.dumps(config.identity()))["options"]["steps"] == 5
+    assert type(config.seed) is type(config.snapshots[0]) is int and config.seed == 3
 
 
 def test_environment_names_machine_and_versions():

@@ -210,6 +210,15 @@ def test_a_class_that_cannot_be_built_without_numbers_may_be_a_member():
     assert pool.sample(stream(0, "x"))[1].half == 0.5
 
 
+def test_one_that_can_be_built_in_no_way_may_not():
+    class Never(nn.Module):
+        def __init__(self):
+            raise RuntimeError("never")
+
+    with pytest.raises(RuntimeError, match="never"):
+        ModelPool([Member(1.0, Never)])
+
+
 def test_the_main_model_is_known_by_its_description():
     pool = ModelPool(
         [

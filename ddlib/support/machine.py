@@ -25,8 +25,9 @@ def pick_device(name: str = "auto") -> torch.device:
         raise DDError(
             f"device is {name!r}; allowed: auto, cpu, cuda, cuda:0 and the like"
         ) from error
-    if (device.index or 0) and device.index >= torch.cuda.device_count():
-        raise DDError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} GPUs")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise DDError(f"device is {name!r}, but PyTorch sees GPUs 0 to {count - 1}")
     return device
 
 

@@ -78,7 +78,7 @@ def bind(
 
 
 def checked_type(name: str, value: Any, hint: Any) -> Any:
-    """The value, Python's number for NumPy's, a tuple for a list where that is meant; `DDError`
+    """The value, Python's numbers for NumPy's, a tuple for a list where that is meant; `DDError`
     unless it is of its annotated type, and a number in its range.
     """
     if not fits(value, hint):
@@ -86,7 +86,9 @@ def checked_type(name: str, value: Any, hint: Any) -> Any:
     value = plain(value)
     if name in RANGES and isinstance(value, int | float):
         check_range(name, value, *RANGES[name])
-    return tuple(map(plain, value)) if typing.get_origin(hint) is tuple else value
+    if typing.get_origin(hint) is tuple:
+        return tuple(map(plain, value))
+    return {k: plain(v) for k, v in value.items()} if type(value) is dict else value
 
 
 def plain(value: Any) -> Any:
