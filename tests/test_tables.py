@@ -8,7 +8,7 @@ from conftest import study_rows
 
 from ddlib.choose import choices
 from ddlib.report.audit import Scope, claim_cells
-from ddlib.report.publish import free_sentence, free_table, loss_table
+from ddlib.report.publish import free_sentence, free_table, loss_table, losses_sentences
 from ddlib.report.selection import arms, comparable
 from ddlib.report.tables import (
     FREE,
@@ -291,9 +291,20 @@ def test_with_which_loss_printed_figures_agree_is_counted():
             ("baseline", "KD", "VGG11", "no"),
         ],
         columns=["printed", "arm", "net", "agrees"],
-    )
+    ).assign(ipc=1)
     theirs = ours[ours["arm"] == "½ CE"].assign(agrees="no")
-    assert loss_table(ours, theirs).to_numpy().tolist() == [
-        ["without KD", "1 of 1", "2 of 3; not VGG11", "0 of 1; not VGG11", "0 of 0"],
-        ["with KD", *["0 of 2; not ConvNet, VGG11", "0 of 0"] * 2],
+    later = ours[ours["arm"] == "CE"].assign(ipc=10)
+    table = loss_table(ours, pd.concat([later, theirs]))
+    none = "not measured"
+    assert table.to_numpy().tolist() == [
+        [1, "without KD", "1 of 1", "2 of 3; not VGG11", "0 of 1; not VGG11", none],
+        [1, "with KD", *["0 of 2; not ConvNet, VGG11", none] * 2],
+        [10, "without KD", none, none, none, "2 of 3; not VGG11"],
+        [10, "with KD", *[none] * 4],
     ]
+    assert losses_sentences(table) == "\n"
+    with_kd = ours[ours["arm"] == "CE"].assign(printed="KD")
+    assert losses_sentences(loss_table(ours, pd.concat([theirs, ours, with_kd]))) == (
+        "At ipc 1 half a cross-entropy agrees, on the authors' sets, with 1 of 2 figures printed "
+        "without KD and 0 of 4 printed with it, a whole one with 2 of 3 and 2 of 3.\n"
+    )

@@ -4,6 +4,7 @@ markers.
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 
@@ -52,6 +53,8 @@ RATES = TABLES / "verdict-rates.csv"
 BENCHMARK = ROOT / "benchmarks" / "results" / "amd-epyc-2-threads.json"
 BEST = "model pool + KD"  # of Table 4's methods
 SHORT = "paper-fast"  # the profile with a shorter schedule
+THEIR_SETS = "the authors' sets"
+NOT_MEASURED = "not measured"
 METHODS = "methods-small"  # the profile that compares methods, whose rows are committed
 
 
@@ -104,6 +107,7 @@ def docs_parts(profile: str) -> dict[str, str]:
     """Marker -> Markdown, from the committed rows of a profile and the simulated error rates."""
     rows, scope = committed_rows(profile), scope_of(PROFILES[profile])
     rates = pd.read_csv(RATES).round(2)
+    losses = loss_table(compatible(rows, scope), released_compatible(rows, scope))
     return {
         "claims": to_markdown(claims_table(profile)),
         "claim map": to_markdown(claim_map(profile)),
@@ -114,13 +118,14 @@ def docs_parts(profile: str) -> dict[str, str]:
         "released sets": to_markdown(released_table(rows)),
         "stored": to_markdown(stored_table()),
         "stored sentence": stored_sentence(),
-        "losses": to_markdown(
-            loss_table(compatible(rows, scope), released_compatible(rows, scope))
-        ),
+        "losses": to_markdown(losses),
+        "losses in short": losses_sentences(losses),
         "schedules": schedules_text(profile),
         "distillation times": to_markdown(times_table(profile)),
         "half a cross-entropy": half_ce_sentences(rows, scope),
-        "theirs on ResNet18": half_ce_sentence(released_rows(rows), scope, "ResNet18") + "\n",
+        "theirs on ResNet18": "On the authors' own sets "
+        + half_ce_sentence(released_rows(rows), scope, "ResNet18")
+        + "\n",
         "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
         "error rates": to_markdown(rates),
     }
@@ -328,19 +333,38 @@ def loss_table(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     agree, on our sets and on the authors' (`audit.compatible` of both), and with which not.
     """
     with_kd, without = zip(*SETS.values(), strict=True)
-    lines = []
-    for printed, name in ((without, "without KD"), (with_kd, "with KD")):
-        line = {"figures printed": name}
-        for found, whose in ((ours, "our sets"), (theirs, "the authors' sets")):
+    kinds, lines = ((without, "without KD"), (with_kd, "with KD")), []
+    for ipc, (printed, name) in product(sorted({*ours["ipc"], *theirs["ipc"]}), kinds):
+        line = {"ipc": ipc, "figures printed": name}
+        for found, whose in ((ours, "our sets"), (theirs, THEIR_SETS)):
+            cells = found[(found["ipc"] == ipc) & found["printed"].isin(printed)]
             for arm in ("½ CE", "CE"):
-                cells = found[found["printed"].isin(printed) & (found["arm"] == arm)]
-                line[f"{arm}, {whose}"] = agreeing(cells)
+                line[f"{arm}, {whose}"] = agreeing(cells[cells["arm"] == arm])
         lines.append(line)
     return pd.DataFrame(lines)
 
 
+def losses_sentences(table: pd.DataFrame) -> str:
+    """What a `loss_table` says of the authors' sets, without the names of nets."""
+    sentences = []
+    for ipc, own in table.groupby("ipc"):
+        half, whole = (
+            [cell.partition(";")[0] for cell in own[f"{arm}, {THEIR_SETS}"]]
+            for arm in ("½ CE", "CE")
+        )
+        if NOT_MEASURED not in half + whole:
+            sentences.append(
+                f"At ipc {ipc} half a cross-entropy agrees, on {THEIR_SETS}, with {half[0]} "
+                f"figures printed without KD and {half[1]} printed with it, a whole one with "
+                f"{whole[0]} and {whole[1]}."
+            )
+    return " ".join(sentences) + "\n"
+
+
 def agreeing(cells: pd.DataFrame) -> str:
     """How many lines of `audit.compatible` agree, and the nets of those that do not."""
+    if cells.empty:
+        return NOT_MEASURED
     other = in_order(set(cells.loc[cells["agrees"] == "no", "net"]))
     but = f"; not {', '.join(other)}" if other else ""
     return f"{sum(cells['agrees'] != 'no')} of {len(cells)}{but}"
@@ -429,11 +453,11 @@ def half_ce_sentence(rows: pd.DataFrame, scope: Scope, net: str) -> str:
         if {"CE", "½ CE"} <= set(means.index):
             texts.append(
                 f"on {images} images {means['½ CE']:.1f}% with half a cross-entropy and "
-                f"{means['CE']:.1f}% with a whole one, "
-                f"both without a teacher (Table 4 prints {printed[0]:.1f}% without KD and "
+                f"{means['CE']:.1f}% with a whole one (printed: {printed[0]:.1f}% without KD, "
                 f"{printed[1]:.1f}% with it)"
             )
-    return f"{net} reaches, at ipc {ipc}, {'; '.join(texts)}." if texts else ""
+    where = f"{net} reaches, at ipc {ipc}, without any teacher, "
+    return where + "; ".join(texts) + "." if texts else ""
 
 
 def choice_table(rows: pd.DataFrame) -> pd.DataFrame:
