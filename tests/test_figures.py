@@ -98,6 +98,10 @@ def test_curves_go_through_the_means_and_two_points_are_none():
     points = figures.accuracy_curves(pd.concat([at[1], at[2]]), "iteration", "k", "title")
     assert [line.get_linestyle() for line in points.axes[0].lines] == ["None"]
     assert figures.curves(at[1], "one iteration") is None
+    rates = rows[rows["iteration"] > 0].assign(lr=lambda own: 0.0025 * 2 ** own["iteration"])
+    axis = figures.accuracy_curves(rates, "lr", "learning rate", "title").axes[0]
+    assert axis.get_xscale() == "log" and [*axis.xaxis.get_minorticklocs()] == []
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.005", "0.01", "0.02"]
 
 
 def test_neighbours_are_drawn_below_the_first_image_of_each_class():

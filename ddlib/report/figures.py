@@ -29,6 +29,7 @@ COLOURS |= {"baseline": BLUE, "model pool": ORANGE}
 HATCHES = ("", "////", "....", "xxxx", "----")  # of arms
 MOST_CLASSES, PANELS = 12, 4  # images in a row; panels in a row
 CONTRAST = 5  # points of accuracy that a heat map's colours span at least
+GEOMETRIC = ("tau", "lr")  # candidates that grow by factors: a logarithmic axis
 plt.rc("axes", axisbelow=True, grid=True, titlesize=9, labelsize=9, titlelocation="left")
 plt.rc("axes.spines", top=False, right=False)
 plt.rc("grid", color="#e6e6e6")
@@ -194,8 +195,12 @@ def accuracy_curves(
             draw_curve(axis, own[own[by] == name], x, colours[name], name)
         ends = limits(own)
         axis.set(xlabel=xlabel, ylim=(max(ends[0], 0), ends[1]), title=value * (len(shown) > 1))
+        if x in GEOMETRIC:
+            axis.set_xscale("log")
+            axis.minorticks_off()
         if cells[x].nunique() < 6:
-            axis.set_xticks(sorted(set(cells[x])))
+            values = sorted(set(cells[x]))
+            axis.set_xticks(values, [f"{value:g}" for value in values])
     split = {"test": "test", "val": "validation"}[rows["split"].iloc[0]]
     axes[0].set_ylabel(f"{split} accuracy (%)")
     return finish(figure, title, note(cells).replace("whiskers", "whiskers and bands"))
