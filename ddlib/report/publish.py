@@ -425,12 +425,12 @@ def free_sentence(cells: pd.DataFrame, ipc: int) -> str:
     lost = loses.groupby([own["net"], free]).all().reset_index()
     kinds = lost[lost[0]].groupby("net")[free.name].agg(" and ".join)
     won = gains.groupby(own["net"]).all()
-    ahead = "; ".join(f"{net} ({kinds[net]})" for net in in_order(kinds.index)) or "none"
-    behind = ", ".join(in_order(won[won].index)) or "none"
+    ahead = ", ".join(f"{net} ({kinds[net]})" for net in in_order(kinds.index)) or "no net"
+    behind = ", ".join(in_order(won[won].index)) or "no net"
     measured = f"{len(won)} nets measured" + ", given one set" * bool((own["sets"] == 1).all())
     return (
-        "Class means beat both distilled sets (Holm's correction over all differences) on: "
-        f"{ahead}; both distilled sets beat both kinds of class means on: {behind}; {measured}."
+        f"Class means beat both distilled sets on {ahead}; both distilled sets beat both kinds of "
+        f"class means on {behind} ({measured}; Holm's correction over all differences)."
     )
 
 
