@@ -147,6 +147,7 @@ class Data:
 
     def to(self, device: Device | None = None, dtype: torch.dtype | None = None) -> "Data":
         """The same data on another device or in another floating-point type."""
+        device = device if device is None else pick_device(str(device))
         tensors: dict[str, Any] = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
         moved = {k: v.to(device, dtype if k[0] == "x" else None) for k, v in tensors.items()}
         data = replace(self, **moved)

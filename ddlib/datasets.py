@@ -162,8 +162,15 @@ def read_image_folder(path: Path, side: int | None = None) -> Arrays:
     """`path/train/<class>/*` and `path/test/<class>/*`, classes in alphabetical order."""
     from torchvision.datasets import ImageFolder
 
+    class Folder(ImageFolder):
+        """Without hidden folders, such as Jupyter's .ipynb_checkpoints."""
+
+        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+            names = [name for name in super().find_classes(directory)[0] if name[0] != "."]
+            return names, {name: label for label, name in enumerate(names)}
+
     try:
-        train, test = (ImageFolder(path / part) for part in ("train", "test"))
+        train, test = (Folder(path / part) for part in ("train", "test"))
     except FileNotFoundError as error:
         reason = first_line(error)
         raise DDError(f"{path}: {reason} (needed: train/<class>/ and test/<class>/)") from error

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from .config import DistillConfig
 from .data import Data, check_ipc
-from .methods import Images, Objective, Part
+from .methods import Images, Objective, Part, get_method
 from .pool import ModelPool, pool_of
 from .run import Run
-from .support.errors import DDError, check_range
+from .support.code import code_of
+from .support.errors import DDError
 from .support.fast import keep_freed_memory, products
 from .support.progress import bar
 from .support.public import public
@@ -56,8 +57,8 @@ def distill(
     keep_freed_memory()
     config = settled(config, data, pool, objective)
     data = data.to(dtype=torch.float64 if config.precision == "float64" else torch.float32)
-    outside = names_from_outside(images, extras)
     pool = pool_of(config, data.shape) if pool is None else pool.check(data.shape)
+    outside = from_outside(config, objective, images, extras, pool)
     named = config.parts()
     chosen: Objective = instance(objective or named.pop("objective"))
     learned: Images = instance(images or named["images"])
@@ -116,17 +117,35 @@ def settled(
         raise DDError("options belong to the config's method; give the objective its own when made")
     check_ipc(config.ipc, data)
     config = config.resolved()
+    held = min(data.counts())
     for name in ("batch_real", "batch_bn"):
-        check_range(name, getattr(config, name), 1, min(data.counts()))
+        if not 1 <= (wanted := getattr(config, name)) <= held:
+            per = "training images of the smallest class, without those held out for validation"
+            raise DDError(f"{name} is {wanted}; allowed: 1 to {held} ({per})")
+    if config.pool == "custom" and pool is None:
+        raise DDError("pool is 'custom', so distill needs the pool itself: pool=ModelPool(...)")
     if objective is not None and not config.method.startswith("custom"):
         config = replace(config, method=f"custom-{name_of(objective)}", options={})
     return config if pool is None else replace(config, pool=pool.name)
 
 
-def names_from_outside(images: Any, extras: Sequence[Any]) -> dict[str, str]:
-    """The names of parts that the config does not name."""
+def from_outside(
+    config: DistillConfig, objective: Any, images: Any, extras: Sequence[Any], pool: ModelPool
+) -> dict[str, str]:
+    """The names of parts that the config does not name, and the code of all that is not ddlib's."""
+    method = get_method(config.method).objective if objective is None else objective
+    nets = [member.net for member in pool.members if not isinstance(member.net, str)]
+    written = [code for part in (method, images, *extras, *nets) if (code := made_as(part))]
     names = {"images": name_of(images) if images else "", "extras": ", ".join(map(name_of, extras))}
+    names["code"] = "-".join(written)
     return {kind: name for kind, name in names.items() if name}
+
+
+def made_as(part: Any) -> str:
+    """A part's code, with its settings as they were before its first run."""
+    if isinstance(part, Part):
+        return vars(part).setdefault("made", code_of(part))
+    return code_of(part if hasattr(part, "__name__") else part and type(part))
 
 
 def instance(part: Any) -> Any:

@@ -187,6 +187,15 @@ def check_request(
             f"the set has labels up to {int(synset.labels.max())}, "
             f"the data {len(data.classes)} classes"
         )
+    count = min(len(synset.classes), len(data.classes))
+    named = [tuple(one.classes[:count]) for one in (synset, data)]
+    numbers = tuple(str(c) for c in range(count))  # of those who have no names
+    if named[0] != named[1] and numbers not in named:
+        shown = [", ".join(names)[:60] for names in named]
+        raise DDError(
+            f"the set's classes are {shown[0]}, the data's {shown[1]}; if they mean the same, in "
+            "this order: dataclasses.replace(synset, classes=data.classes)"
+        )
     if synset.space != data.space:
         raise DDError(
             f"images of the set are in space {synset.space!r}, of the data in {data.space!r}; both "

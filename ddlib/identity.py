@@ -1,13 +1,14 @@
 """What sets and rows are called in results: everything that decides them, and nothing else."""
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from .config import EvalConfig
 from .data import Data
-from .losses import Net, Protocol
-from .nets import net_name, net_width
+from .losses import PROTOCOLS, Net, Protocol
+from .nets import net_class, net_name, net_width
 from .results import DISTILLATION, EVALUATION, NESTED, canonical
+from .support.code import code_of
 from .support.public import APART
 from .synset import SyntheticSet
 
@@ -45,9 +46,11 @@ def describe_row(
     """A row's identity (`results.KEY`): everything but the result and the machine.
 
     Settings are those that differ from the defaults and matter to these nets; teacher, tau and
-    alpha wherever they are used; the data's `content`, unless their name says enough.
+    alpha wherever they are used; the data's `content`, unless their name says enough; and the
+    `code` of nets and protocols that are not ddlib's or a library's.
     """
-    used = net_width(net, config) | (net_width(teacher, config) if teacher else {})
+    used = net_width(net, config)
+    used |= net_width(teacher, replace(config, norm=None)) if teacher else {}
     unused = {"width", "depth", "width_factor", "norm"} - set(used) | {"alpha", "tau", "options"}
     own = {k: v for k, v in config.options.items() if v != protocol.options[k]}
     changed = own | {
@@ -60,6 +63,9 @@ def describe_row(
     elif protocol.teacher != "never":
         changed |= {"alpha": config.alpha}
     changed |= {"data": content} if content else {}
+    theirs = None if PROTOCOLS.get(protocol.name) == protocol else protocol
+    written = [code_of(one) for one in (net_class(net), theirs, teacher and net_class(teacher))]
+    changed |= {"code": "-".join(filter(None, written))} if any(written) else {}
     return {
         "set": set_key(synset),
         "net": net_name(net),
@@ -89,8 +95,10 @@ def identity_of(synset: SyntheticSet) -> dict:
     about = synset.config
     pool = about.get("pool", "unknown")
     base = about.get("method", "dc" if pool != "unknown" else "unknown")
-    images = about.get("images", "pixels")
-    wrapped = [*about.get("extras", ()), *([images] if images != "pixels" else [])]
+    outside = {k: v for k, v in synset.provenance.items() if k in ("extras", "images") and v}
+    images = outside.get("images", about.get("images", "pixels"))
+    wrapped = [*about.get("extras", ()), *outside.get("extras", "").split(", ")]
+    wrapped = [name for name in (*wrapped, images) if name not in ("", "pixels")]
     return {
         "method": "+".join(wrapped) or base,
         "base": base if wrapped else about.get("base", ""),

@@ -59,6 +59,9 @@ class Protocol:
     check: Callable[..., None] | None = None
     soft: bool = False
 
+    def __post_init__(self) -> None:
+        check_choice("teacher of a protocol", self.teacher, ("never", "always", "optional"))
+
 
 def ce_loss(
     logits: Tensor, labels: Tensor, soft: Tensor | None, config: EvalConfig, epoch: int | Tensor
@@ -115,6 +118,8 @@ def find_protocol(protocol: str | Protocol, teacher: Net | None) -> tuple[Protoc
     """
     if not isinstance(protocol, Protocol):
         protocol = PROTOCOLS[check_choice("protocol", protocol, PROTOCOLS)]
+    if PROTOCOLS.get(protocol.name, protocol) != protocol:
+        raise DDError(f"protocol {protocol.name!r} is one of ddlib's; give yours another name")
     if protocol.teacher == "always" and teacher is None:
         raise DDError(f"protocol {protocol.name!r} needs a teacher; it is None")
     return protocol, None if protocol.teacher == "never" else teacher

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .support.errors import DDError, check_choice, check_range
+from .support.code import is_library
+from .support.errors import DDError, check_choice, check_range, first_line
 from .support.machine import kind
 from .support.pooling import MaxPool, MeanPool
 from .support.public import public
@@ -331,7 +332,7 @@ def register_net(cls: type[nn.Module]) -> type[nn.Module]:
     """Make a class known by its name, wherever ddlib takes the name of a net; also a decorator.
 
     Registering it anew replaces it, as when a notebook's cell runs again. Finished rows are found
-    by that name: give a changed net another. Raises `DDError` for the name of another net.
+    by its code, too. Raises `DDError` for the name of another net.
     """
     NETS[cls.__name__] = net_class(cls)
     return cls
@@ -409,11 +410,36 @@ def build_net(
 
 
 def check_builds(net: str | type[nn.Module], **options: Any) -> None:
-    """Raise what `build_net` raises: without numbers or, for a class that needs them, with."""
-    with contextlib.suppress(RuntimeError), torch.device("meta"):
+    """Raise what `build_net` raises; a class from outside must make logits of images, too."""
+    cls = net_class(net)
+    if not is_library(cls):
+        return check_outside(cls, options)
+    with contextlib.suppress(RuntimeError), torch.device("meta"):  # without numbers, if it can
         build_net(net, stream(0, "tried"), **options)
         return
     build_net(net, stream(0, "tried"), **options)
+
+
+@torch.no_grad()
+def check_outside(cls: type[nn.Module], options: dict[str, Any]) -> None:
+    """Build a net from outside and show it two images; `DDError` for what is no net here."""
+    shape = 2, options["channels"], options["side"], options["side"]
+    images = torch.randn(shape, generator=stream(0, "tried", "images"))
+    shown = images.clone()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            logits = build_net(cls, stream(0, "tried"), **options).eval()(shown)
+    except DDError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise DDError(f"{cls.__name__} fails on images {list(shape)}: {reason}") from error
+    needed = [2, options["classes"]]
+    found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != needed:
+        raise DDError(f"{cls.__name__} makes {found} of images {list(shape)}; needed: {needed}")
+    if not torch.equal(images, shown):
+        raise DDError(f"{cls.__name__} changes the images it is shown; needed: leave them alone")
 
 
 def map_shape(net: str | type[nn.Module], **options: Any) -> tuple[int, ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,13 @@ class Run:
 
     def result(self) -> SyntheticSet:
         """The set at the last iteration, with `history` and `log`."""
+        if 0 < self.iteration == self.diverged:
+            untouched = "so the images are as they were at first; lower lr_images or lr_net"
+            warnings.warn(
+                f"all {self.iteration} iterations diverged, {untouched}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         known = {synset.iteration: synset for synset in self.history}
         final = known.get(self.iteration) or self.current()
         return replace(final, history=list(self.history), log=pd.DataFrame(self.rows))

@@ -137,9 +137,9 @@ def p_above(cell: dict, value: float = 0.0) -> float:
 
 def p_below(cell: dict, value: float = 0.0) -> float:
     """One-sided p value of "the mean is at least `value`" for a cell of `interval`; 1 where there
-    is no interval.
+    is no interval, or all differences are 0: both sides failed alike, or are one and the same.
     """
-    if not cell["df"] >= 1 or np.isnan(cell["se"]):
+    if not cell["df"] >= 1 or np.isnan(cell["se"]) or cell["mean"] == cell["se"] == 0:
         return 1.0
     distance = cell["mean"] - value
     if cell["se"] == 0:
@@ -155,6 +155,12 @@ def interval_text(rows: pd.DataFrame) -> str:
     cell = interval(rows)
     bounds = f" [{cell['low']:.1f}, {cell['high']:.1f}]" if cell["df"] else ""
     return f"{cell['mean']:.1f}{bounds}, n {cell['n']}" + ", given one set" * given_one_set(cell)
+
+
+def given(cells: Sequence[dict]) -> str:
+    """What must be said of cells whose intervals cover fresh nets on one set only, "" if none."""
+    single = [cell["sets"] == 1 for cell in cells]
+    return (", given one set" if all(single) else ", in part given one set") if any(single) else ""
 
 
 def given_one_set(cell: dict) -> bool:

@@ -15,6 +15,7 @@ from .data import Data
 from .losses import PROTOCOLS, Net, Protocol
 from .nets import build_net, net_class, net_name, net_width
 from .results import Results
+from .support.errors import check_loss
 from .support.fast import Recorder, mixed_precision, side_by_side
 from .support.machine import kind
 from .support.rng import stream
@@ -85,7 +86,8 @@ def teacher_logits(
 
     `results.teachers` keeps them: all students, protocols and temperatures share them.
     """
-    teachers, plain = results.teachers, replace(config, alpha=0.0, tau=1.0, options={})
+    teachers = results.teachers
+    plain = replace(config, alpha=0.0, tau=1.0, norm=None, options={})  # the norm is the student's
     named = zip(ids_of(pairs), pairs, strict=True)
     keys = [(key, net_class(name), seed, plain, str(data.device)) for key, (_, seed) in named]
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in teachers}
@@ -157,7 +159,8 @@ class Training(Epoch):
         labels, outputs = self.labels[rows], in_type(outputs, images.dtype)
         # backward() lays a gradient out in memory as its weight is; the fused optimiser relies on
         # it
-        self.protocol.loss(outputs, labels, targets, self.config, self.done).backward()
+        loss = self.protocol.loss(outputs, labels, targets, self.config, self.done)
+        check_loss(f"protocol {self.protocol.name!r}", loss).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

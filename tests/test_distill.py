@@ -23,6 +23,7 @@ from ddlib.support.rng import stream
 from ddlib.support.store import load_tensors, save_tensors
 
 runs = module("run")
+pytestmark = pytest.mark.filterwarnings("ignore:all [0-9]+ iterations diverged")
 SMALL = {
     "ipc": 2,
     "main_prob": 0.4,

@@ -318,7 +318,7 @@ def test_on_the_fly_f_sees_the_augmented_images(data, trainings):
         seen.append((images, outputs[1]))
         return outputs
 
-    own = replace(usual, forward=forward)
+    own = replace(usual, name="kd-real, watched", forward=forward)
     rows_of(data, ["VGG11"], own, synset, on_the_fly=True, augment="dsa", batch=256)
     real = feature_net(data, "VGG11", TINY, progress=False).net
     assert len(seen) == TINY.epochs

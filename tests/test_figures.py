@@ -165,6 +165,10 @@ def test_heat_map_colours_compare_within_a_net():
     drawn = figures.heat_map(cells, "title", intervals=True).axes[0].texts
     half = 12.706 / 2  # Student's t of one degree of freedom, standard error 0.5
     assert [t.get_text() for t in drawn] == [f"50.5\n± {half:.1f}"]
+    uneven = pd.concat([study_rows({BASELINE: level}, ("VGG11", "ConvNet")), rows_of({POOL: 1.0})])
+    figure = figures.heat_map(table(uneven, 4), "title")
+    assert [t.get_text() for t in figure.axes[0].texts].count("–") == 1
+    assert title_of(figure).endswith("; –: not measured")
 
 
 def test_differences_stand_at_their_means_filled_where_clear():

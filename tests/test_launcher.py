@@ -124,7 +124,7 @@ def test_killed_at_work_and_started_again(tmp_path, capsys, monkeypatch):
     assert table[1].split() == ["1", "0", "imageset", "1", "1", "0"]
     assert table[-1] == "all tasks are done"
     assert launcher.main(["status", "--n", "2", *words[1:]]) == 0
-    assert "next: train 2 MLP on dc main" in capsys.readouterr().out.splitlines()[-1]
+    assert "next: train 3 MLP on dc main" in capsys.readouterr().out.splitlines()[-1]
 
     monkeypatch.setattr(launcher, "ROOT", tmp_path / "clone")
     assert launcher.main(["publish", "--store", str(tmp_path / "store"), *SETTINGS]) == 0

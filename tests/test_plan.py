@@ -94,6 +94,7 @@ def test_one_sweep_decides_for_all_seeds_and_iterations():
         *(ImageSet(name, "", ipc, 0) for name in FREE for ipc in (1, 10, 50)),
     }
     assert all(t.chosen.images.pool == t.images.pool and t.chosen.net == t.net for t in trains)
+    assert {t.n - 2 * (t.images == t.chosen.images) for t in trains} == {10}  # fresh nets
     assert {t.chosen.values for t in trains} == {PAPER.taus, PAPER.lrs}
 
 
@@ -101,7 +102,7 @@ def test_parts_make_up_the_plan_and_share_what_they_have_in_common():
     parts = {name: plan(PAPER, name) for name in PARTS}
     assert set(TASKS) == {task for name in PAPER.parts for task in parts[name]}
     assert not set(TASKS) & set(parts["released-sets"])  # the authors' files must be there
-    plain = Train(ImageSet("dc", "main", 1, 0, 1000), "ConvNet", 10, split="both")
+    plain = Train(ImageSet("dc", "main", 1, 0, 1000), "ConvNet", 12, split="both")  # two choose
     assert all(plain in parts[name] for name in ("table4", "table5", "curve"))
     with refused("'table6'", "table5"):
         plan(PAPER, "table6")
@@ -126,7 +127,7 @@ def test_the_released_variant_needs_more_iterations_than_its_warmup():
 
 def test_n_changes_the_nets_per_cell_only():
     tasks = plan(PAPER, n=5)
-    assert {t.n for t in tasks if isinstance(t, Train)} == {5, 1}
+    assert {t.n for t in tasks if isinstance(t, Train)} == {5, 5 + 2, 1}
     assert {t.n for t in tasks if isinstance(t, Sweep)} == {2}
 
 
@@ -169,7 +170,8 @@ def test_every_method_has_both_pools_and_every_net_both_ways():
     trains = [t for t in tasks if isinstance(t, Train)]
     for images in {t.images for t in trains}:
         how = {(t.net, t.protocol, t.settings) for t in trains if t.images == images}
-        plain = {(n, "ce", s) for n in WHOLE.nets for s in ((), (("augment", "dsa"),))}
+        longer = (("augment", "dsa"), ("epochs", 1001))
+        plain = {(n, "ce", s) for n in WHOLE.nets for s in ((), longer)}
         kd = set() if images.are_given else {(n, "kd", ()) for n in WHOLE.nets}
         assert how == plain | kd
     real = {t.images.method for t in trains if t.images.are_given}

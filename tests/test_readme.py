@@ -6,15 +6,17 @@ import pandas as pd
 import pytest
 
 from ddlib.methods import METHODS
-from ddlib.report.audit import VERDICTS, simulate_verdicts
+from ddlib.report.audit import VERDICTS, simulate_verdicts, spreads_of_nets
 from ddlib.report.publish import (
     METHODS as SMALL,
 )
 from ddlib.report.publish import (
     RATES,
+    committed_rows,
     docs_parts,
     methods_parts,
     methods_tables,
+    scope_of,
     study_files,
     to_csv,
 )
@@ -38,9 +40,14 @@ def test_the_committed_error_rates_are_those_of_the_rule():
     """One line of them: each has a generator of its own."""
     truth = {"1 points each": [1.0] * 5}
     lines = simulate_verdicts(truth, [(3, 1)], [0.5], 1.2).set_index("rule")
-    rates = pd.read_csv(RATES).set_index(["rule", "truth", "n", "sd of sets"])
+    rates = pd.read_csv(RATES).set_index(["rule", "truth", "n", "sd of sets", "sd of nets"])
     for rule, line in lines.iterrows():
-        found = rates.loc[(rule, "1 points each", "3×1", 0.5)]
+        found = rates.loc[(rule, "1 points each", "3×1", 0.5, "1.2")]
+        assert found.to_dict() == line[list(VERDICTS)].to_dict()
+    measured = spreads_of_nets(committed_rows("paper"), scope_of(PROFILES["paper"]))
+    lines = simulate_verdicts(truth, [(5, 1)], [0.0], measured).set_index("rule")
+    for rule, line in lines.iterrows():
+        found = rates.loc[(rule, "1 points each", "5×1", 0.0, "measured")]
         assert found.to_dict() == line[list(VERDICTS)].to_dict()
 
 

@@ -9,7 +9,8 @@ from conftest import refused, study_rows
 
 from ddlib.identity import identity_of
 from ddlib.report.audit import Scope
-from ddlib.report.released import released_compatible, released_table
+from ddlib.report.publish import control_sentence
+from ddlib.report.released import control, released_compatible, released_table
 from ddlib.report.selection import images_name
 from ddlib.report.tables import NETS, table
 from ddlib.study import released
@@ -95,3 +96,21 @@ def test_agreement_is_judged_at_every_iteration_of_the_released_sets_alone():
     found = released_compatible(rows, Scope((1,), (1000, 2000), ("ResNet18",)))
     assert set(found["iteration"]) == {2000} and set(found["arm"]) == {"½ CE"}
     assert found.set_index("printed")["agrees"].to_dict() == {"baseline": "yes", "KD": "no"}
+
+
+def test_table_5_is_the_control_of_our_evaluation():
+    """It prints 27.24 for MLP and 25.11 for VGG11, plain cross-entropy on the very pool sets."""
+
+    def reached(net, d, e):
+        return {"MLP": 27.0, "VGG11": 30.0}[net] + 0.1 * e
+
+    arms_of = {("main_plus_similar", "CE"): reached, ("main_plus_similar", "½ CE"): 1.0}
+    rows = study_rows(arms_of, ("MLP", "VGG11"), 1, 5, method="dc-released")
+    own = study_rows({("main_plus_similar", "CE"): 1.0}, ("LeNet",), 1, 5)
+    found = control(pd.concat([rows, own], ignore_index=True))
+    assert found.set_index("net")["agrees"].to_dict() == {"MLP": "yes", "VGG11": "no"}
+    text = control_sentence(found)
+    assert "agrees for 1 of 2" in text and "not for VGG11 at ipc 1 (printed 25.1, ours 30.2" in text
+    assert control_sentence(control(own)) == control_sentence(found.iloc[:0])
+    lines = released_table(rows).set_index("accuracy of")
+    assert lines.loc["printed in Table 5, CE", "VGG11"] == "25.1"

@@ -6,6 +6,7 @@ import pytest
 from scipy import stats as distributions
 
 from ddlib.stats import (
+    given,
     given_one_set,
     holm,
     interval,
@@ -91,6 +92,31 @@ def test_intervals_cover(sets, nets):
     assert 0.93 <= covered / runs <= 0.97
 
 
+def test_intervals_of_nets_that_may_never_learn_are_too_short():
+    """Each of five nets stays at 10% with probability 0.2, the others reach 20 ± 1: what
+    docs/method.md says.
+    """
+    generator, covered, runs = np.random.default_rng(1), 0, 2500
+    for _ in range(runs):
+        values = np.where(generator.random(5) < 0.2, 10.0, generator.normal(20, 1.0, 5))
+        cell = interval(rows_of([values]))
+        covered += cell["low"] <= 0.8 * 20 + 0.2 * 10 <= cell["high"]
+    assert 0.65 <= covered / runs <= 0.75
+
+
+@pytest.mark.parametrize(
+    ("sets", "text"),
+    [
+        ([], ""),
+        ([3, 2], ""),
+        ([1, 1], ", given one set"),
+        ([3, 1], ", in part given one set"),
+    ],
+)
+def test_what_hangs_on_one_set_is_said(sets, text):
+    assert given([{"sets": n} for n in sets]) == text
+
+
 def test_row_order_does_not_matter():
     rows = rows_of([[1.0, 2.0], [3.0, 5.0]])
     assert interval(rows) == interval(rows.iloc[::-1])
@@ -167,5 +193,7 @@ def test_p_values_belong_to_the_interval():
     assert p_above(cell, 0) < 1e-3 and p_below(cell, 0) > 0.999
     none = interval(rows_of([[1.0]]))
     assert p_above(none) == p_below(none) == 1.0
+    zero = interval(rows_of([[0.0] * 5]))  # no net differs: perhaps none has learned
+    assert p_above(zero, -1) == p_below(zero, 1) == 1.0
     same = interval(rows_of([[2.0] * 5]))
     assert (p_above(same, 0), p_above(same, 2), p_below(same, 3)) == (0.0, 1.0, 0.0)

@@ -8,7 +8,14 @@ from conftest import study_rows
 
 from ddlib.choose import choices
 from ddlib.report.audit import Scope, claim_cells
-from ddlib.report.publish import free_sentence, free_table, loss_table, losses_sentences
+from ddlib.report.publish import (
+    free_sentence,
+    free_table,
+    half_ce_sentence,
+    kd_sentence,
+    loss_table,
+    losses_sentences,
+)
 from ddlib.report.selection import arms, comparable
 from ddlib.report.tables import (
     FREE,
@@ -186,7 +193,7 @@ def kd_rows(tau, accuracy, split, **more):
 def swept(*values):
     """`values`: (tau, accuracy on validation images, on test images)."""
     parts = [
-        kd_rows(tau, a, split)
+        kd_rows(tau, a, split, n_eval=1 if split == "val" else 2)
         for tau, *both in values
         for split, a in zip(("val", "test"), both, strict=True)
     ]
@@ -195,9 +202,10 @@ def swept(*values):
 
 def test_tau_is_chosen_on_validation_images():
     rows = swept((1.0, 10, 20), (2.0, 14, 21), (4.0, 12, 22.5))
-    assert arms(rows).query("arm == 'KD'")["tau"].tolist() == [2.0] * 4
+    found = arms(rows).query("arm == 'KD'")
+    assert found["tau"].tolist() == [2.0] * 2 and set(found["eval_seed"]) == {1}  # 0 chose
     found = choices(rows, "kd", "tau").iloc[0]
-    assert found[["chosen", "candidates", "at_edge", "n"]].tolist() == [2.0, "1, 2, 4", False, 4]
+    assert found[["chosen", "candidates", "at_edge", "n"]].tolist() == [2.0, "1, 2, 4", False, 2]
     assert choices(rows, "kd", "tau", "test")["chosen"].tolist() == [4.0]
     assert choices(swept((1.0, 10, 0), (2.0, 14, 0)), "kd", "tau")["at_edge"].tolist() == [True]
 
@@ -216,13 +224,13 @@ def test_without_a_sweep_kd_is_at_the_default_temperature():
 
 def test_plain_ce_gets_the_same_courtesy_and_keeps_its_default_line():
     parts = [
-        study_rows({("main", "CE"): accuracy}, settings={"lr": lr}, split=split)
+        study_rows({("main", "CE"): accuracy}, settings={"lr": lr}, split=split, n_eval=n)
         for lr, val, test in ((0.005, 10, 20), (0.01, 11, 21), (0.02, 12, 19))
-        for split, accuracy in (("val", val), ("test", test))
+        for split, accuracy, n in (("val", val, 1), ("test", test, 2))
     ]
     found = arms(pd.concat(parts, ignore_index=True))
     assert found.query("arm == 'CE'")["lr"].tolist() == [0.01] * 4
-    assert found.query("arm == 'CE, lr chosen'")["lr"].tolist() == [0.02] * 4
+    assert found.query("arm == 'CE, lr chosen'")["lr"].tolist() == [0.02] * 2
 
 
 def test_no_cell_mixes_versions_of_the_evaluator():
@@ -309,3 +317,18 @@ def test_with_which_loss_printed_figures_agree_is_counted():
         "At ipc 1 half a cross-entropy agrees, on the authors' sets, with 1 of 2 figures printed "
         "without KD and 0 of 4 printed with it, a whole one with 2 of 3 and 2 of 3.\n"
     )
+
+
+def test_nets_that_never_learn_are_counted_where_claim_3_is_judged():
+    def kd(net, d, e):
+        return 10.0 if net == "AlexNet" and e < 2 else 30.0 + d + 0.1 * e
+
+    accuracies = {("main", "KD"): kd, ("main_plus_similar", "KD"): 30.0}
+    accuracies |= {("main", "CE"): 20.0, ("main_plus_similar", "CE"): 20.0}
+    rows = study_rows(accuracies, SOME.nets, n_eval=5)
+    text = kd_sentence(rows, SOME)
+    assert "stay at 10%: 4 of 20 under KD, 0 of 20 under CE, 0 of 0 under CE, lr chosen" in text
+    assert "Without AlexNet claim 3 is *not measured* (0 of 4)" in text
+    half = {("main", "½ CE"): kd, ("main", "CE"): 20.0}
+    found = half_ce_sentence(study_rows(half, ("AlexNet",), n_eval=5), SOME, "AlexNet")
+    assert "(4 nets stay at 10%) with half a cross-entropy and 20.7% with a whole one" in found

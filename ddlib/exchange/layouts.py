@@ -37,6 +37,7 @@ from ..support.errors import DDError, check_choice, check_range, first_line
 from ..support.store import UNREADABLE, check_size
 
 LARGEST = 1000.0  # a pixel of a foreign file, in normalised pixel space
+WIDEST = -1.0, 2.0  # of learned pixels, meant to be 0 to 1
 SPACES = ("normalised", "pixels", "zca")
 OWN = "set.safetensors"
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -183,6 +184,12 @@ def read_layout(path: Path, layout: str, index: int, space: str | None, factor: 
     if not (space := space or found.space):
         allowed = ", ".join(SPACES)
         raise DDError(f"{path} does not say what its numbers mean; name space=, one of {allowed}")
+    low, high = float(images.min()), float(images.max())
+    if space == "pixels" and not (low >= WIDEST[0] and high <= WIDEST[1]):
+        raise DDError(
+            f"{path} holds numbers from {low:g} to {high:g}; space='pixels' means 0 to 1, "
+            f"overshooting to {WIDEST[0]:g} and {WIDEST[1]:g} at most"
+        )
     about: dict[str, Any] = {"pool": path.resolve().parent.name if name == "mtt" else path.stem}
     about |= {"layout": name} | dict(found.about) | ({"factor": factor} if factor > 1 else {})
     return found._replace(images=images, labels=labels, space=space, about=about)

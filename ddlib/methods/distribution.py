@@ -25,11 +25,11 @@ class Distribution(Objective):
     """For each class, the squared distance of the mean embeddings of real and synthetic images.
 
     The nets are fresh and never trained; embeddings are those before the classifier (`net.embed`).
-    As published: init real, lr 1 (10 for ipc >= 100), 20,000 iterations. BatchNorm's statistics are
-    frozen from real images as in DC, where the published code takes those of each batch of all
-    classes. `dm_scale`: embeddings of different architectures differ in size, and with them the
-    pixels' gradient; "main" scales that of every other member of the pool to the running mean norm
-    of the main model's, "none" is as published.
+    As published: init real, lr 1, 20,000 iterations; for ipc >= 100 give `lr_images=10`, as there.
+    BatchNorm's statistics are frozen from real images as in DC, where the published code takes
+    those of each batch of all classes. `dm_scale`: embeddings of different architectures differ in
+    size, and with them the pixels' gradient; "main" scales that of every other member of the pool
+    to the running mean norm of the main model's, "none" is as published.
     """
 
     recorded = True

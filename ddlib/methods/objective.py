@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..augment import Epoch, apply, draw, operations_of
-from ..support.errors import DDError
+from ..support.errors import DDError, check_loss
 from ..support.fast import Recorder, mixed_precision
 from ..support.rng import Streams
 
@@ -145,6 +145,7 @@ class Objective(Part):
         synthetic = self.shown[of_class].detach().requires_grad_()
         real = self.real[label] if self.operations else self.data.x_train[self.rows[label]]
         distance = self.class_loss(net, real, synthetic, label)
+        check_loss(f"method {self.config.method!r}", distance)
         self.gradient[of_class] = torch.autograd.grad(distance, synthetic)[0]
         return distance.detach()
 

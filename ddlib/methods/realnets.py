@@ -19,8 +19,9 @@ from ..augment import operations_of
 from ..config import EvalConfig
 from ..data import Data
 from ..losses import PROTOCOLS, Net
-from ..nets import net_name, net_width
+from ..nets import net_class, net_name, net_width
 from ..results import canonical
+from ..support.code import code_of
 from ..support.errors import check_range
 from ..support.fast import keep_freed_memory, products
 from ..support.progress import bar
@@ -123,7 +124,8 @@ def describe(
     about: dict[str, Any] = {"net": net_name(net), "data": data.name, "digest": data.digest}
     about |= {"shape": data.shape, "seed": seed, "images": images}
     about |= {"operations": operations_of(config.augment, data)}
-    return about | settings | net_width(net, config)
+    code = code_of(net_class(net))
+    return about | settings | net_width(net, config) | ({"code": code} if code else {})
 
 
 def cache_key(about: dict[str, Any]) -> str:

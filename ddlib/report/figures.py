@@ -7,7 +7,7 @@ stands alone. An axis holds all points; an interval far wider than they spread i
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import cycle
+from itertools import cycle, product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -303,13 +303,18 @@ def heat_map(cells: pd.DataFrame, title: str, intervals: bool = False) -> Figure
         if intervals and cell["df"]:
             text += f"\n± {cell['high'] - cell['mean']:.1f}"
         axis.text(x, y, text, ha="center", va="center", fontsize=9)
+    known = {(name, cell) for name, cell in zip(line_names(cells), cells["net"], strict=True)}
+    missing = [place for place in product(lines, nets) if place not in known]
+    for name, net in missing:
+        axis.text(nets.index(net), lines.index(name), "–", ha="center", va="center", color=GREY)
     axis.imshow(colours, cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
     axis.set_xticks(range(len(nets)), nets)
     axis.set_yticks(range(len(lines)), lines)
     axis.grid(False)
     axis.spines[:].set_visible(False)
     what = "mean test accuracy (%); darkest: each net's best; † given one set; ✕ with diverged nets"
-    return finish(figure, title, f"{what}\n{n_text(cells)} (sets × nets)")
+    below = f"{n_text(cells)} (sets × nets)" + "; –: not measured" * bool(missing)
+    return finish(figure, title, f"{what}\n{below}")
 
 
 def influence_maps(costs: pd.DataFrame, classes: Sequence[str], title: str) -> Figure:

@@ -13,7 +13,7 @@ from torch import nn
 from ..config import EvalConfig
 from ..identity import identity_of
 from ..methods.elf import feature_net
-from ..stats import pair, summarise
+from ..stats import given, pair, summarise
 from ..study.plan import Train, plan
 from ..study.study import Study
 from ..study.tasks import config_of
@@ -177,10 +177,8 @@ def pool_verdicts(effects: pd.DataFrame) -> pd.DataFrame:
     for (method, ipc, arm), group in effects.groupby(["method", "ipc", "arm"], sort=False):
         cells = group[~group["net"].isin(["mean", "ConvNet"])].to_dict("records")
         mean = group[group["net"] == "mean"].to_dict("records")[0]
-        measured = [cell for cell in cells if cell["n"]]
-        found = verdict(cells, mean, "mean")
-        if measured and all(cell["sets"] == 1 for cell in measured):
-            found += ", given one set"
+        measured = [cell for cell in cells if cell["df"]]
+        found = verdict(cells, mean, "mean") + given(measured)
         line = {"method": method, "ipc": ipc, "trained with": arm, "verdict": found}
         line |= {"measured": f"{len(measured)} of {len(cells)} nets"}
         line["mean gain"] = effect_text(mean) if mean["n"] else ""

@@ -3,17 +3,19 @@
 No set of ours is involved, so nothing here hangs on how well we distil.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
 from ..stats import summarise
 from ..study.released import METHOD
-from .audit import SETS, Scope, compatible
-from .published import plain_ce, printed_accuracy
+from .audit import SETS, Scope, agrees, cells_of, compatible, pick
+from .published import plain_ce, printed_accuracy, printed_noise
 from .selection import arms
 from .tables import CELL, NETS, cell_text, read_published
+
+SIMILAR = "main model + similar models"  # what Table 5 calls the pool of Table 4
 
 
 def released_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -46,13 +48,37 @@ def released_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["ipc", "iteration", "images", "accuracy of", "n", *NETS])
 
 
+def control(rows: pd.DataFrame, nets: Sequence[str] = NETS) -> pd.DataFrame:
+    """Ours beside what Table 5 prints for plain CE on the same pool sets, which ought to agree.
+
+    Columns: ipc, net, published, mean, n, agrees ("yes", "no").
+    """
+    tested, table5, lines = arms(released_rows(rows)), read_published(5), []
+    for (ipc, at), printed in table5[table5["method"] == SIMILAR].groupby(["ipc", "iteration"]):
+        cells = cells_of(pick(tested, "model pool", "CE", ipc, at), nets)
+        for net, cell in cells.items():
+            figure = float(printed[net].iloc[0]) if net in printed else float("nan")
+            found = agrees(cell, figure, printed_noise(net, ipc, 1))
+            if found:
+                line = {"ipc": ipc, "net": net, "published": figure, "mean": cell["mean"]}
+                lines.append(line | {"n": cell["n"], "agrees": found})
+    return pd.DataFrame(lines, columns=["ipc", "net", "published", "mean", "n", "agrees"])
+
+
 def beside(ipc: int, iteration: int, images: str) -> list[Mapping[str, object]]:
-    """What the paper prints without and with KD, and what is stored with the set."""
+    """What the paper prints without and with KD, what it prints in Table 5 for plain CE on this
+    very set (the control: ours should agree), and what is stored with it.
+    """
     with_kd, without = SETS[images]
     table, stored = read_published(4), plain_ce()
     lines: list[Mapping[str, object]] = []
-    for name, method in (("printed without KD", without), ("printed with KD", with_kd)):
-        values = {net: printed_accuracy(table, ipc, iteration, method, net) for net in NETS}
+    of_table5 = read_published(5)
+    of_table5 = of_table5[of_table5["iteration"] == iteration]
+    printed = [("printed without KD", without, table), ("printed with KD", with_kd, table)]
+    if images == "model pool" and ipc in set(of_table5["ipc"]):
+        printed.append(("printed in Table 5, CE", SIMILAR, of_table5))
+    for name, method, of in printed:
+        values = {net: printed_accuracy(of, ipc, iteration, method, net) for net in NETS}
         texts = {net: "" if pd.isna(value) else f"{value:.1f}" for net, value in values.items()}
         lines.append({"accuracy of": name, "n": "1×10"} | texts)
     where = (stored["ipc"] == ipc) & (stored["iteration"] == iteration)

@@ -6,7 +6,7 @@ how it was trained). Tables, claims and figures all speak of images and arms.
 
 import pandas as pd
 
-from ..choose import CELL, choices
+from ..choose import CELL, TRIAL, choices
 from ..config import DistillConfig, EvalConfig
 from ..losses import PROTOCOLS
 
@@ -40,10 +40,11 @@ def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
 
     `CE`: plain cross-entropy at the default learning rate; `CE, augmented`: on images augmented as
     by DSA. `CE, lr chosen` and `KD`: learning rate and temperature at which the validation images
-    do best (`choices`). `½ CE`, `released KD`: the released code's losses without and with a
-    teacher, the latter at its default temperature. Of rows that another version of the evaluator
-    gave, or other settings, only the newest version and the most frequent settings of each net are
-    kept, so that what is compared agrees in them.
+    do best (`choices`), without the nets that chose, which the choice favours. `½ CE`, `released
+    KD`: the released code's losses without and with a teacher, the latter at its default
+    temperature. Of rows that another version of the evaluator gave, or other settings, only the
+    newest version and the most frequent settings of each net are kept, so that what is compared
+    agrees in them.
     """
     rows = comparable(rows)
     rows = rows.assign(images=images_of(rows))
@@ -55,12 +56,8 @@ def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     at_default = plain & usual_lr
     parts = {
         "CE": (protocol == "ce") & at_default,
-        "CE, lr chosen": plain
-        & (protocol == "ce")
-        & is_chosen(tested, choices(swept, "ce", "lr"), "lr"),
-        "KD": (protocol == "kd")
-        & at_default
-        & is_chosen(tested, choices(swept, "kd", "tau"), "tau"),
+        "CE, lr chosen": plain & has_chosen(tested, swept, "ce", "lr"),
+        "KD": at_default & has_chosen(tested, swept, "kd", "tau"),
         "½ CE": released & ~with_teacher & at_default,
         "released KD": released & with_teacher & at_default & (tested["tau"] == default.tau),
         "CE, augmented": (protocol == "ce") & (tested["augment"] == "dsa") & usual_lr,
@@ -92,14 +89,21 @@ def images_name(method: str, base: str, pool: str) -> str:
     return name + POOLS.get(pool, f" {pool}")
 
 
-def is_chosen(rows: pd.DataFrame, chosen: pd.DataFrame, setting: str) -> pd.Series:
-    """Whether each row has the chosen value of a setting; where none was chosen, a temperature must
-    be the default one.
+def has_chosen(
+    rows: pd.DataFrame, swept: pd.DataFrame, protocol: str, setting: str
+) -> "pd.Series[bool]":
+    """Whether each row is of a protocol, has the value of its setting that was chosen (where none
+    was, a temperature must be the default one), and is of a net that did not choose.
     """
-    values = chosen.set_index(CELL)["chosen"].to_dict()
+    values = choices(swept, protocol, setting).set_index(CELL)["chosen"].to_dict()
     fallback = EvalConfig().tau if setting == "tau" else float("nan")
     needed = [values.get(cell, fallback) for cell in rows[CELL].itertuples(index=False, name=None)]
-    return rows[setting].astype(float) == pd.Series(needed, index=rows.index, dtype=float)
+    has = rows[setting].astype(float) == pd.Series(needed, index=rows.index, dtype=float)
+    nets = [*TRIAL, "net"]
+    trials = swept[(swept["protocol"] == protocol) & (swept["split"] == "val")]
+    tried = trials.groupby(nets)[setting].nunique()
+    chose = pd.MultiIndex.from_frame(rows[nets]).isin(tried[tried > 1].index)
+    return (rows["protocol"] == protocol) & has & ~chose
 
 
 def comparable(rows: pd.DataFrame) -> pd.DataFrame:

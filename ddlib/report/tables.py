@@ -171,7 +171,8 @@ def to_markdown(frame: pd.DataFrame) -> str:
     """A Markdown table."""
     header = [list(map(str, frame.columns)), ["---"] * len(frame.columns)]
     body = [
-        [str(value).replace("*", "\\*") for value in row] for row in frame.itertuples(index=False)
+        [str(value).replace("*", "\\*").replace("|", "\\|") for value in row]
+        for row in frame.itertuples(index=False)
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in header + body) + "\n"
 

@@ -36,8 +36,8 @@ def class_centres(study: Study, images: ImageSet) -> SyntheticSet:
 def chosen_real(study: Study, images: ImageSet) -> SyntheticSet:
     """Training images that a net chooses."""
     p, place = study.profile, (images.ipc, images.seed, images.method)
-    settings = {"epochs": p.feature_epochs, "width": p.width, "precision": p.eval_precision}
-    config, number = replace(EARLY, **settings), p.feature_images or None
+    settings = {"epochs": p.coreset_epochs, "width": p.width, "precision": p.eval_precision}
+    config, number = replace(EARLY, **settings), p.coreset_images or None
     return coreset(study.data, *place, config=config, images=number, progress=study.progress)
 
 

@@ -139,13 +139,19 @@ class Step:
 
     def plain(self, sets: Sequence[ImageSet], nets: Sequence[str] = ()) -> list[Task]:
         """Plain cross-entropy; the sweep of its learning rate finds its default already tried."""
-        tried = {images for images in sets if images == self.swept(images)}
-        split = {images: "both" if images.pool in POOLS else "test" for images in tried}
+        swept = [images for images in sets if images.pool in POOLS and not images.are_given]
+        split = {images: "both" for images in swept if images == self.swept(images)}
         return [
-            Train(images, net, self.profile.n_eval, split=split.get(images, "test"))
+            Train(images, net, self.nets_on(images in split), split=split.get(images, "test"))
             for net in nets or self.profile.nets
             for images in sets
         ]
+
+    def nets_on(self, chooses: bool) -> int:
+        """Nets on a set; where some of them choose a setting, as many more, for those are not
+        counted among the nets that have the chosen one (`selection.arms`).
+        """
+        return self.profile.n_eval + self.profile.n_sweep * chooses
 
     def tuned(
         self, sets: Sequence[ImageSet], protocol: str, teacher: str | None, setting: str
@@ -157,7 +163,7 @@ class Step:
             how = (protocol, teacher)
             sweeps = [Sweep(self.swept(one), net, n, *how, setting, values) for one in sets]
             pairs = zip(sets, sweeps, strict=True)
-            trains = [Train(a, net, self.profile.n_eval, *how, chosen=b) for a, b in pairs]
+            trains = [Train(a, net, self.nets_on(a == b.images), *how, chosen=b) for a, b in pairs]
             tasks += [*sweeps, *trains]
         return tasks
 
@@ -235,10 +241,16 @@ def methods(step: Step) -> list[Task]:
     nets = profile.method_nets or profile.nets
     tasks: list[Task] = [*sets]
     for net, augment, one in product(nets, profile.augments, [*sets, *given]):
-        tasks.append(Train(one, net, n, settings=(("augment", augment),) if augment else ()))
+        tasks.append(Train(one, net, n, settings=augmented(profile, augment)))
     if "kd" in profile.method_protocols:
         tasks += [Train(one, net, n, "kd", TEACHER) for net in nets for one in sets]
     return tasks
+
+
+def augmented(profile: Profile, augment: str = "dsa") -> Pairs:
+    """The settings of an augmented evaluation, which is longer; none without augmentation."""
+    longer = (("epochs", profile.augmented_epochs),) if profile.augmented_epochs else ()
+    return (("augment", augment), *longer) if augment else ()
 
 
 def method_sets(step: Step) -> list[ImageSet]:
@@ -261,14 +273,13 @@ def elf(step: Step) -> list[Task]:
         return []
     which = profile.elf_method, POOLS[0]
     sets = [images for images in method_sets(step) if (images.method, images.pool) == which]
-    augmented: Pairs = (("augment", "dsa"),)
     trained: Pairs = (("feature_epochs", profile.feature_epochs),)
     trained += (("feature_images", profile.feature_images),)
     arms: list[tuple[str, str | None, Pairs]] = [("ce", None, ()), ("kd-real", TEACHER, trained)]
     arms += [("elf", None, trained), ("elf", None, (*trained, ("lambda_feature", 0.0)))]
     arms += [("elf", None, (("feature_epochs", 0),))]
     return [
-        Train(one, net, profile.n_eval, protocol, teacher, (*augmented, *settings))
+        Train(one, net, profile.n_eval, protocol, teacher, (*augmented(profile), *settings))
         for net, (protocol, teacher, settings), one in product(profile.elf_nets, arms, sets)
     ]
 

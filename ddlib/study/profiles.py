@@ -79,6 +79,9 @@ class Profile:
     method_protocols: tuple[str, ...] = ("ce", "kd")
     coresets: tuple[str, ...] = ()  # of `coresets.CORESETS`, beside the free baselines
     augments: tuple[str, ...] = ("", "dsa")  # of the evaluation of `methods`
+    augmented_epochs: int = 0  # of an augmented evaluation; 0: as many as of any
+    coreset_epochs: int = 10  # of the net that chooses `coresets`
+    coreset_images: int = 0  # real images that it is trained on and chooses from; 0: all
     elf_nets: tuple[str, ...] = ()  # nets that learn features of real images too
     elf_method: str = "dm"  # which of `methods` they are evaluated on
     feature_epochs: int = 100  # of the net whose features they are
@@ -105,7 +108,7 @@ class Profile:
             check_choice("coreset", name, CORESETS)
         for net in (*self.nets, *self.full_nets, *self.method_nets, *self.elf_nets):
             net_class(net)
-        for name in ("n_audit", "n_sweep", "full_epochs", "feature_epochs"):
+        for name in ("n_audit", "n_sweep", "full_epochs", "feature_epochs", "coreset_epochs"):
             check_range(name, getattr(self, name), 1)
         check_range("iterations", self.iterations, 1)
         check_range("val_fraction", self.val_fraction, 0, 0.9)
@@ -186,6 +189,8 @@ METHODS_SMALL = Profile(
     },
     main_only=("mtt",),
     coresets=("herding", "k-center", "easiest"),
+    coreset_epochs=3,
+    coreset_images=8000,
     elf_nets=("VGG11", "ResNet18", "AlexNet"),
     feature_epochs=3,
     feature_images=8000,
@@ -212,6 +217,7 @@ QUICK = Profile(
     method_nets=("ConvNet", "MLP", "LeNet"),
     method_protocols=("ce",),
     coresets=tuple(CORESETS),
+    coreset_epochs=3,
     elf_nets=("VGG11",),
     feature_epochs=3,
     **SLIM,
@@ -248,6 +254,7 @@ PAPER = Profile(
         "mtt": {"method": "mtt"},
     },
     coresets=tuple(CORESETS),
+    augmented_epochs=1001,
     elf_nets=("VGG11", "ResNet18", "AlexNet"),
 )
 PAPER_FAST = replace(

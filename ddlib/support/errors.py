@@ -35,6 +35,16 @@ def check_range(name: str, value: T, low: float, high: float = float("inf")) -> 
     raise DDError(f"{name} is {value!r}; allowed: {allowed}")
 
 
+def check_loss(whose: str, loss: Any) -> Any:
+    """Return `loss` if it can be descended: a tensor of one number, with a gradient."""
+    made = type(loss).__name__
+    if hasattr(loss, "requires_grad") and hasattr(loss, "backward"):
+        if loss.numel() == 1 and loss.requires_grad:
+            return loss
+        made = f"tensor {list(loss.shape)}" + " without a gradient" * (not loss.requires_grad)
+    raise DDError(f"the loss of {whose} is a {made}; needed: a 0-dim tensor with a gradient")
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, on one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
