@@ -464,6 +464,14 @@ def test_folder_without_test_images_is_refused(tmp_path):
         load_data(tree)
 
 
+def test_hidden_folders_are_no_classes(tmp_path):
+    tree = save_tree(tmp_path / "pets", *pixels(), ["cat", "dog"])
+    for part in ("train", "test"):
+        (tree / part / ".ipynb_checkpoints").mkdir()
+        (tree / part / ".ipynb_checkpoints" / "a.png").write_bytes(b"no image")
+    assert load_data(tree).classes == ("cat", "dog")
+
+
 def test_folder_with_an_empty_class_is_refused(tmp_path):
     tree = save_tree(tmp_path / "pets", *pixels(), ["cat", "dog"])
     (tree / "train" / "eel").mkdir()

@@ -504,6 +504,16 @@ def test_a_teacher_is_a_net_trained_with_plain_ce(synset, data):
     assert F.cross_entropy(teacher, synset.labels) < 0.5 * F.cross_entropy(untrained, synset.labels)
 
 
+def test_a_teacher_keeps_its_norm_whatever_the_student_s_is(synset, data):
+    usual, other = (
+        teacher_logits([(synset, 0)], data, "ConvNet", replace(TINY, norm=norm), Results())[0]
+        for norm in (None, "batch")
+    )
+    assert torch.equal(usual, other)
+    rows = [rows_of(synset, data, ("MLP",), "kd", norm=n).iloc[0] for n in (None, "batch")]
+    assert rows[0]["accuracy"] == rows[1]["accuracy"] and rows[0]["training"] == rows[1]["training"]
+
+
 @pytest.mark.parametrize("protocol", ["kd", "authors-2023"])
 def test_rows_name_the_teacher(synset, data, protocol):
     row = rows_of(

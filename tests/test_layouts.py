@@ -518,3 +518,17 @@ def test_what_is_distilled_from_whitened_images_says_so(data):
     assert one.space == "zca" and "image/png" not in one._repr_mimebundle_()
     with refused("zca", "cannot be shown"):
         one.images01()
+
+
+@pytest.mark.parametrize(
+    ("scale", "fits"), [(1.0, True), (2.0, True), (255.0, False), (-1.5, False)]
+)
+def test_pixels_that_cannot_be_are_refused(tmp_path, scale, fits):
+    """A learned set may overshoot 0 to 1 a little; bytes and normalised numbers go further."""
+    path = tmp_path / "set.pt"
+    torch.save([scale * torch.rand(20, 3, 32, 32), torch.arange(10).repeat(2)], path)
+    if fits:
+        assert len(load_synset(path, space="pixels")) == 20
+    else:
+        with refused("holds numbers from", "space='pixels' means 0 to 1"):
+            load_synset(path, space="pixels")

@@ -14,7 +14,7 @@ import ddlib
 from ddlib.choose import choices
 from ddlib.identity import describe_row
 from ddlib.losses import PROTOCOLS
-from ddlib.study import PROFILES, Study, get_profile, profiles
+from ddlib.study import PROFILES, Study, get_profile, given, profiles
 from ddlib.study.plan import ImageSet, Sweep, Train, plan, select
 from ddlib.study.tasks import (
     chosen_value,
@@ -466,3 +466,16 @@ def test_a_damaged_file_of_rows_is_named(study):
 def test_an_unknown_profile_lists_the_known():
     with refused("'quik'", *PROFILES):
         Study("quik")
+
+
+def test_coresets_are_chosen_by_a_net_of_their_own_settings(tmp_path, monkeypatch):
+    seen = {}
+
+    def coreset(data, *place, config, images, progress):
+        seen.update(place=place, epochs=config.epochs, images=images)
+
+    monkeypatch.setattr("ddlib.study.given.coreset", coreset)
+    settings = {"feature_epochs": 7, "feature_images": 70, "coreset_epochs": 3}
+    study = Study("quick", settings | {"coreset_images": 30}, out=tmp_path, progress=False)
+    given.chosen_real(study, ImageSet("herding", "", 2, 1))
+    assert seen == {"place": (2, 1, "herding"), "epochs": 3, "images": 30}

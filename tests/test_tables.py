@@ -319,6 +319,11 @@ def test_with_which_loss_printed_figures_agree_is_counted():
     )
 
 
+def test_what_markdown_would_take_for_a_column_is_escaped():
+    text = to_markdown(pd.DataFrame({"a": ["1 | 2*"], "b": [3]}))
+    assert text.splitlines()[-1] == "| 1 \\| 2\\* | 3 |"
+
+
 def test_nets_that_never_learn_are_counted_where_claim_3_is_judged():
     def kd(net, d, e):
         return 10.0 if net == "AlexNet" and e < 2 else 30.0 + d + 0.1 * e
