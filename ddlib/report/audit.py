@@ -97,7 +97,7 @@ CLAIMS = {
         (Comparison("model pool − baseline", POOL, BASELINE, ("model pool", "baseline")),),
     ),
     3: Claim(
-        "KD, τ chosen, improves it further, against cross-entropy, learning rate chosen",
+        "KD (τ chosen) improves it further, against cross-entropy (learning rate chosen)",
         "mean",
         on_both("KD − CE with its learning rate chosen", "KD", "CE, lr chosen"),
     ),
