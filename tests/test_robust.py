@@ -627,10 +627,12 @@ def test_ctrl_c_says_how_many_nets_are_kept(tmp_path, data, synset, monkeypatch,
 
     results = Results(tmp_path) if kept else None
     how = {"n_eval": 2, "epochs": 1, "split": "both", "progress": False}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_nets", interrupted)
         with pytest.raises(KeyboardInterrupt) as caught:
             ddlib.evaluate(synset, data, ["MLP", "LeNet"], results=results, **how)
+    signal.signal(signal.SIGINT, before)
     said = str(caught.value)
     assert said.startswith("2 of 4 nets are ") and said.count("\n") == 0
     assert ("kept in results; call again" in said) == kept == ("lost" not in said)

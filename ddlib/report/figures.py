@@ -198,8 +198,8 @@ def accuracy_curves(
         if x in GEOMETRIC:
             axis.set_xscale("log")
             axis.minorticks_off()
-        if cells[x].nunique() < 6:
-            values = sorted(set(cells[x]))
+        values = sorted(set(own[x] if x in GEOMETRIC else cells[x]))
+        if len(values) < 8:
             axis.set_xticks(values, [f"{value:g}" for value in values])
     split = {"test": "test", "val": "validation"}[rows["split"].iloc[0]]
     axes[0].set_ylabel(f"{split} accuracy (%)")
