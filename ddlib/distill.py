@@ -143,9 +143,11 @@ def from_outside(
 
 def made_as(part: Any) -> str:
     """A part's code, with its settings as they were before its first run."""
-    if isinstance(part, Part):
-        return vars(part).setdefault("made", code_of(part))
-    return code_of(part if hasattr(part, "__name__") else part and type(part))
+    if not isinstance(part, Part):
+        return code_of(part if part is None or hasattr(part, "__name__") else type(part))
+    if "made" not in vars(part):  # later it holds data, and what it has learned
+        part.made = code_of(part)
+    return part.made
 
 
 def instance(part: Any) -> Any:

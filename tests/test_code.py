@@ -94,6 +94,13 @@ def test_values_around_code_count_and_libraries_do_not():
         return lambda x: x * by
 
     assert code_of(scaled(1)) != code_of(scaled(2))
+
+    def early():
+        found = code_of(lambda: later)
+        later = 1
+        return found, later
+
+    assert early()[0]  # a name of the closure that has no value yet does no harm
     seen = []
     noted = code_of(lambda x: seen.append(x))
     seen.append(1)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 class Part:
     """Something a run is made of: images, an objective, an extra loss that remembers something."""
 
+    made: str  # its code and settings, before its first run
+
     def prepare(self, config: DistillConfig, data: Data, rng: Streams) -> None:
         """Begin a run. All random numbers must come from `rng`, whose state the run keeps."""
 

@@ -89,9 +89,7 @@ def images_name(method: str, base: str, pool: str) -> str:
     return name + POOLS.get(pool, f" {pool}")
 
 
-def has_chosen(
-    rows: pd.DataFrame, swept: pd.DataFrame, protocol: str, setting: str
-) -> "pd.Series[bool]":
+def has_chosen(rows: pd.DataFrame, swept: pd.DataFrame, protocol: str, setting: str) -> pd.Series:
     """Whether each row is of a protocol, has the value of its setting that was chosen (where none
     was, a temperature must be the default one), and is of a net that did not choose.
     """

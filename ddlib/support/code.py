@@ -64,7 +64,7 @@ def walk_written(thing: Any, seen: set[int]) -> Iterator[str]:
             yield from walk([own, thing.__bases__], seen)
     elif isinstance(thing, types.FunctionType):
         if not is_library(thing):
-            held = [cell.cell_contents for cell in thing.__closure__ or ()]
+            held = [value for cell in thing.__closure__ or () for value in contents(cell)]
             around, code = thing.__globals__, thing.__code__
             named = [around[name] for name in code.co_names if name in around]
             fixed = [value for value in (*held, *named) if isinstance(value, FIXED)]
@@ -73,6 +73,14 @@ def walk_written(thing: Any, seen: set[int]) -> Iterator[str]:
         yield from walk([type(thing), dict(thing.state_dict())], seen)
     elif hasattr(thing, "__dict__") and is_part(type(thing)):
         yield from walk([type(thing), vars(thing)], seen)
+
+
+def contents(cell: types.CellType) -> list[Any]:
+    """What a cell of a closure holds; nothing yet where the name is assigned later."""
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []
 
 
 def is_part(cls: type) -> bool:
