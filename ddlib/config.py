@@ -138,6 +138,7 @@ class EvalConfig:
     norm: str | None = None  # not MLP, LeNet: see `nets.NORMS`; None: the net's own
     alpha: float = 0.5  # weight of the distillation term (the released code's default)
     tau: float = 1.5  # temperature (the released code's default)
+    teacher_lr: float | None = None  # of a teacher trained on the set; None: `lr`
     augment: str = ""  # of the synthetic images in training: see `augment.operations_of`
     precision: str = "float32"  # bfloat16: training and testing under autocast
     # settings of the protocol alone, such as {"lambda_feature": 0.5} of "elf"
@@ -151,8 +152,9 @@ class EvalConfig:
         check_range("alpha", self.alpha, 0, 1)
         check_range("tau", self.tau, 1e-3)
         check_range("momentum", self.momentum, 0, 1)
-        for name in ("lr", "weight_decay"):
-            check_range(name, getattr(self, name), 0)
+        for name in ("lr", "weight_decay", "teacher_lr"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0)
         check_range("width_factor", self.width_factor, 0.01, 8)
         if self.norm is not None:
             check_choice("norm", self.norm, NORMS)

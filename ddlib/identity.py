@@ -51,7 +51,8 @@ def describe_row(
     """
     used = net_width(net, config)
     used |= net_width(teacher, replace(config, norm=None)) if teacher else {}
-    unused = {"width", "depth", "width_factor", "norm"} - set(used) | {"alpha", "tau", "options"}
+    unused = {"width", "depth", "width_factor", "norm"} - set(used)
+    unused |= {"alpha", "tau", "teacher_lr", "options"}
     own = {k: v for k, v in config.options.items() if v != protocol.options[k]}
     changed = own | {
         name: value
@@ -60,6 +61,8 @@ def describe_row(
     }
     if teacher:
         changed |= {"teacher": net_name(teacher), "alpha": config.alpha, "tau": config.tau}
+        if config.teacher_lr not in (None, config.lr):
+            changed |= {"teacher_lr": config.teacher_lr}
     elif protocol.teacher != "never":
         changed |= {"alpha": config.alpha}
     changed |= {"data": content} if content else {}

@@ -87,7 +87,9 @@ def teacher_logits(
     `results.teachers` keeps them: all students, protocols and temperatures share them.
     """
     teachers = results.teachers
-    plain = replace(config, alpha=0.0, tau=1.0, norm=None, options={})  # the norm is the student's
+    lr = config.lr if config.teacher_lr is None else config.teacher_lr
+    plain = replace(config, lr=lr, teacher_lr=None, alpha=0.0, tau=1.0)
+    plain = replace(plain, norm=None, options={})  # the norm is the student's
     named = zip(ids_of(pairs), pairs, strict=True)
     keys = [(key, net_class(name), seed, plain, str(data.device)) for key, (_, seed) in named]
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in teachers}

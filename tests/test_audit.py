@@ -296,11 +296,16 @@ def test_claim_3_compares_the_tuned_with_the_tuned():
             if (split, lr) != ("test", 0.01):
                 n = {"val": 1}.get(split, 2)  # the first net chooses, and does not count then
                 rows.append(study_rows(arm, NETS, settings={"lr": lr}, split=split, n_eval=n))
+        for tau in (1.0, 4.0):
+            arm = {("main", "KD"): 24.0 + (tau == 4.0), ("main_plus_similar", "KD"): 28.0 - tau}
+            n = {"val": 1}.get(split, 2)
+            how = {"settings": {"lr": 0.02, "tau": tau}, "split": split, "n_eval": n}
+            rows.append(study_rows(arm, NETS, **how))
     cells = claim_cells(pd.concat(rows, ignore_index=True), SCOPE).query(
         "claim == 3 and net == 'MLP'"
     )
-    # 22 − 21 on baseline sets, 26 − 21 on the pool's
-    assert cells["mean"].tolist() == pytest.approx([1.0, 5.0])
+    # 25 − 21 on baseline sets, 27 − 21 on the pool's; not 22 and 26, KD at the default rate
+    assert cells["mean"].tolist() == pytest.approx([4.0, 6.0])
     assert cells["n"].tolist() == ["2×1", "2×1"]
 
 

@@ -514,6 +514,21 @@ def test_a_teacher_keeps_its_norm_whatever_the_student_s_is(synset, data):
     assert rows[0]["accuracy"] == rows[1]["accuracy"] and rows[0]["training"] == rows[1]["training"]
 
 
+def test_a_teacher_may_have_a_learning_rate_of_its_own(synset, data, trainings):
+    usual, same, other = (
+        teacher_logits([(synset, 0)], data, "ConvNet", replace(TINY, **rates), Results())[0]
+        for rates in ({}, {"lr": 0.5, "teacher_lr": TINY.lr}, {"lr": 0.5})
+    )
+    assert torch.equal(usual, same) and not torch.allclose(usual, other)
+    results, how = Results(), {"protocol": "kd", "teacher": "ConvNet"}
+    rates = ({}, {"lr": 0.5, "teacher_lr": TINY.lr}, {"teacher_lr": TINY.lr})
+    before = len(trainings)
+    rows = [rows_of(synset, data, ("MLP",), **how, results=results, **own) for own in rates]
+    assert len(trainings) - before == 3  # the teacher once, two students
+    assert [row.iloc[0]["teacher_lr"] for row in rows] == [None, TINY.lr, None]
+    assert rows[0].iloc[0]["training"] == rows[2].iloc[0]["training"]  # its rate is the student's
+
+
 @pytest.mark.parametrize("protocol", ["kd", "authors-2023"])
 def test_rows_name_the_teacher(synset, data, protocol):
     row = rows_of(

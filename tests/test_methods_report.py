@@ -14,15 +14,18 @@ from ddlib.report.methods import (
     pool_verdicts,
     renamed,
 )
+from ddlib.report.publish import beside_methods
 from ddlib.report.selection import images_name
+from ddlib.study import PROFILES
 
 NETS = ("MLP", "LeNet")
 
 
-def rows_of(method, accuracies, base="", seeds=3, n_eval=3, **settings):
-    """Rows of a method's sets under CE, with a pool each."""
+def rows_of(method, accuracies, base="", seeds=3, n_eval=3, augment="", **about):
+    """Rows of a method's sets under CE, with a pool each; `about`: columns of the sets."""
     pools = {(pool, "CE"): accuracy for pool, accuracy in accuracies.items()}
-    return study_rows(pools, NETS, seeds, n_eval, method=method, base=base, settings=settings)
+    about |= {"method": method, "base": base, "settings": {"augment": augment}}
+    return study_rows(pools, NETS, seeds, n_eval, **about)
 
 
 def noisy(level):
@@ -64,6 +67,38 @@ def test_pool_effects_are_paired_per_method_and_arm():
     assert verdicts.loc[("DM", "CE"), "verdict"] == CONTRADICTED
     assert verdicts.loc[("DM", "CE, augmented"), "verdict"] == CONTRADICTED
     assert (verdicts["measured"] == "2 of 2 nets").all() and (verdicts["n"] == "3×3").all()
+
+
+def test_sets_of_two_iterations_never_meet_in_a_cell():
+    levels = {"main": noisy(40), "main_plus_similar": noisy(44)}
+    later = {"main": noisy(45), "main_plus_similar": noisy(43)}
+    parts = [rows_of("dm", levels, iteration=2000), rows_of("dm", later, iteration=9000)]
+    rows = pd.concat(parts, ignore_index=True)
+    table = methods_table(rows)
+    assert table["iterations"].tolist() == ["2000", "9000"] * 2 and set(table["n"]) == {"3×3"}
+    effects = pool_effects(rows, NETS)
+    found = effects[effects["net"] == "mean"].set_index("comparison")["mean"].round(6).to_dict()
+    assert found == {"DM, CE, iteration 2000": 4, "DM, CE, iteration 9000": -2}
+    verdicts = pool_verdicts(effects).set_index("iterations")["verdict"]
+    assert verdicts.to_dict() == {2000: SUPPORTED, 9000: CONTRADICTED}
+
+
+def test_methods_stand_beside_images_that_are_given_at_their_ipc():
+    rows = pd.concat(
+        [
+            rows_of("dm", {"main": 40.0}, ipc=10),
+            rows_of("dc", {"main": 50.0}, ipc=10),
+            study_rows({("random_real", "CE"): 25.0}, NETS, ipc=10),
+            study_rows({("random_real", "CE"): 15.0}, NETS, ipc=1),
+            study_rows({("main", "KD"): 45.0}, NETS, ipc=10, method="dm"),
+        ],
+        ignore_index=True,
+    )
+    found = beside_methods(rows, PROFILES["paper"])
+    assert set(zip(found["method"], found["ipc"], found["protocol"], strict=True)) == {
+        ("dm", 10, "ce"),
+        ("random_real", 10, "ce"),
+    }
 
 
 def test_a_net_that_lacks_is_said():

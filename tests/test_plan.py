@@ -1,6 +1,7 @@
 """The one plan: what it holds, its order, what depends on what, and its filters."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from conftest import refused
@@ -68,7 +69,8 @@ def test_every_task_comes_after_what_it_needs(name):
         assert all(place[one] < place[task] for one in before if one in place)
         if not isinstance(task, ImageSet):
             assert all(one in place for one in before)
-            assert len(before) == (not task.images.are_given) + bool(getattr(task, "chosen", None))
+            after = getattr(task, "chosen", None) or getattr(task, "after", None)
+            assert len(before) == (not task.images.are_given) + bool(after)
 
 
 def test_a_distillation_needs_its_earlier_part_and_a_snapshot_the_next_reported_set():
@@ -80,11 +82,13 @@ def test_a_distillation_needs_its_earlier_part_and_a_snapshot_the_next_reported_
 
 def test_the_arms_of_table_4():
     tasks = [t for t in plan(PAPER, "table4") if t.images == ImageSet("dc", "main", 10, 0, 2000)]
-    cells = {(t.protocol, t.teacher, t.chosen and t.chosen.setting, t.net): t.n for t in tasks[1:]}
+    named = [(t, t.chosen and t.chosen.settings_chosen) for t in tasks[1:]]
+    cells = {(t.protocol, t.teacher, chosen, t.net): t.n for t, chosen in named}
     arms = {("ce", None, None), ("ce", None, "lr"), ("kd", "ConvNet", "tau")}
+    arms |= {("kd", "ConvNet", "lr, tau")}
     arms |= {("authors-2023", None, None), ("authors-2023", "ConvNet", None)}
     assert {cell[:3] for cell in cells} == arms
-    assert len(cells) == 5 * 6 and set(cells.values()) == {10}
+    assert len(cells) == 6 * 6 and set(cells.values()) == {10}
 
 
 def test_one_sweep_decides_for_all_seeds_and_iterations():
@@ -134,8 +138,8 @@ def test_n_changes_the_nets_per_cell_only():
 @pytest.mark.parametrize(
     ("filters", "count"),
     [
-        ({"pool": ["main"], "ipc": [1], "seed": [0], "until": 1000, "net": ["MLP"]}, 7),
-        ({"pool": ["main"], "ipc": [1], "seed": [0], "until": 1000, "protocol": ["kd"]}, 12),
+        ({"pool": ["main"], "ipc": [1], "seed": [0], "until": 1000, "net": ["MLP"]}, 9),
+        ({"pool": ["main"], "ipc": [1], "seed": [0], "until": 1000, "protocol": ["kd"]}, 24),
         ({"pool": ["random_real"], "ipc": [50]}, (3 + 4) * 6),
         ({"pool": ["class-means"], "ipc": [1], "protocol": ["ce"]}, 3 * 6),
         ({"pool": ["full_data"]}, 6),
@@ -167,6 +171,15 @@ def test_every_method_has_both_pools_and_every_net_both_ways():
     assert sets == {(m, p, s) for m in names for p in POOLS for s in WHOLE.seeds}
     at = {t.method: t.iteration for t in tasks if isinstance(t, ImageSet)}
     assert (at["dc"], at["dm"], at["mtt"]) == (3000, 20_000, 5000)
+    early = [t for t in tasks if t.images.iteration == 2000]
+    assert {t.images.method for t in early} == {"dm"} and tasks.index(early[0]) == min(
+        tasks.index(t) for t in tasks if t.images.method == "dm"
+    )
+    last = ImageSet("dm", "main", WHOLE.ipcs[0], 0, 20_000)
+    assert needs(last, WHOLE) == [replace(last, iteration=2000)]
+    assert needs(Train(replace(last, iteration=2000), "MLP", 1), WHOLE) == [
+        replace(last, iteration=2000)
+    ]
     trains = [t for t in tasks if isinstance(t, Train)]
     for images in {t.images for t in trains}:
         how = {(t.net, t.protocol, t.settings) for t in trains if t.images == images}

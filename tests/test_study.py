@@ -310,14 +310,18 @@ def test_validation_images_choose_whatever_the_test_images_say(study, monkeypatc
 
 def test_what_is_chosen_is_used_by_the_nets_that_depend_on_it(whole):
     trains = [t for t in plan(whole.profile) if isinstance(t, Train) and t.chosen]
-    assert len(trains) == 2 * 2 * 2 * 2 * 2
+    assert len(trains) == 3 * 2 * 2 * 2 * 2
     for task in trains:
-        values = {row["settings"] for row in rows_of(task, whole)}
-        chosen = chosen_value(task.chosen, whole)
-        default = 0.01 if task.chosen.setting == "lr" else None
-        text = f'"{task.chosen.setting}":{chosen}'
-        assert all((text in v) != (chosen == default) for v in values) and len(values) == 1
+        (values,) = {row["settings"] for row in rows_of(task, whole)}
+        usual = {"tau": None, "lr": 0.01}
+        chain = [one for one in (task.chosen, task.chosen.after) if one]
+        for sweep in chain:
+            chosen, name = chosen_value(sweep, whole), sweep.setting
+            assert (f'"{name}":{chosen}' in values) != (chosen == usual[name])
+        other = chosen_value(chain[-1], whole) != 0.01 and task.chosen.after
+        assert ('"teacher_lr":0.01' in values) == bool(other)
     frame = whole.results.frame()
+    frame = frame[(frame["protocol"] == "ce") | (frame["lr"] == 0.01)]
     for protocol, setting in (("kd", "tau"), ("ce", "lr")):
         for line in choices(frame, protocol, setting).itertuples():
             sweep = Sweep(

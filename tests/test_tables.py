@@ -222,6 +222,24 @@ def test_without_a_sweep_kd_is_at_the_default_temperature():
     assert arms(rows).query("arm == 'KD'")["tau"].tolist() == [1.5] * 4
 
 
+def test_kd_has_the_learning_rate_chosen_for_cross_entropy_and_the_best_temperature_there():
+    """At the default rate another temperature is best, and neither rate's sweep is seen by the
+    other."""
+    parts = [
+        study_rows({("main", "CE"): -lr * 100 + 20}, settings={"lr": lr}, split="val", n_eval=1)
+        for lr in (0.005, 0.01)
+    ]
+    for lr, tau, val in ((0.01, 1.0, 30), (0.01, 4.0, 20), (0.005, 1.0, 40), (0.005, 4.0, 41)):
+        how = {"settings": {"lr": lr, "tau": tau, "teacher_lr": 0.01}}
+        parts.append(study_rows({("main", "KD"): val}, split="val", n_eval=1, **how))
+        parts.append(study_rows({("main", "KD"): val}, n_eval=2, **how))
+    found = arms(pd.concat(parts, ignore_index=True)).set_index("arm")
+    assert set(found.index) == {"KD", "KD, lr chosen"} and set(found["eval_seed"]) == {1}
+    assert set(found.loc["KD", "lr"]) == {0.01} and set(found.loc["KD", "tau"]) == {1.0}
+    tuned = found.loc["KD, lr chosen"]
+    assert set(tuned["lr"]) == {0.005} and set(tuned["tau"]) == {4.0}
+
+
 def test_plain_ce_gets_the_same_courtesy_and_keeps_its_default_line():
     parts = [
         study_rows({("main", "CE"): accuracy}, settings={"lr": lr}, split=split, n_eval=n)
@@ -243,6 +261,16 @@ def test_a_distillation_made_twice_counts_once_and_settings_agree():
     other = make_rows(settings={"precision": "bfloat16"}, n_eval=1)
     rows = comparable(pd.concat([make_rows(), again, other], ignore_index=True))
     assert rows["accuracy"].max() < 30 and set(rows["precision"]) == {"float32"}
+
+
+def test_augmented_images_have_settings_of_their_own():
+    """At the paper's scale nets are trained on them for longer; fewer of them are no minority."""
+    longer = {"augment": "dsa", "epochs": 1001}
+    rows = pd.concat([make_rows(), study_rows({("main", "CE"): 30.0}, NETS, settings=longer)])
+    found = arms(rows.reset_index(drop=True))
+    own = found[found["arm"] == "CE, augmented"]
+    assert set(own["epochs"]) == {1001} and set(own["net"]) == set(NETS)
+    assert set(found.loc[found["arm"] == "CE", "epochs"]) == {301}
 
 
 # Free baselines.
@@ -332,7 +360,7 @@ def test_nets_that_never_learn_are_counted_where_claim_3_is_judged():
     accuracies |= {("main", "CE"): 20.0, ("main_plus_similar", "CE"): 20.0}
     rows = study_rows(accuracies, SOME.nets, n_eval=5)
     text = kd_sentence(rows, SOME)
-    assert "stay at 10%: 4 of 20 under KD, 0 of 20 under CE, 0 of 0 under CE, lr chosen" in text
+    assert "stay at 10%: 4 of 20 under KD, 0 of 20 under CE, 0 of 0 under KD, lr chosen" in text
     assert "Without AlexNet claim 3 is *not measured* (0 of 4)" in text
     half = {("main", "½ CE"): kd, ("main", "CE"): 20.0}
     found = half_ce_sentence(study_rows(half, ("AlexNet",), n_eval=5), SOME, "AlexNet")

@@ -24,7 +24,7 @@ from .selection import IMAGES, METHODS, WITH_POOL, arms, comparable, images_name
 from .tables import FREE, NETS, cell_text, in_order
 
 OWN_NAMES = {IMAGES["dc", "main"]: "DC", IMAGES["dc", "main_plus_similar"]: "DC" + WITH_POOL}
-CELL = ["ipc", "images", "arm", "net"]
+CELL = ["ipc", "images", "iteration", "arm", "net"]
 # What ELF is compared with, all augmented alike: arm -> protocol and the options that differ
 ELF_ARMS = {
     "CE": ("ce", {}),
@@ -44,10 +44,12 @@ def renamed(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def sets_of(study: Study) -> dict[str, list[SyntheticSet]]:
-    """The sets of the plan's part "methods" by name, one per seed, with logs."""
+    """The finished sets of the plan's part "methods" by name, one per seed, with logs."""
     tasks = [task.images for task in plan(study.profile, "methods") if isinstance(task, Train)]
     found: dict[str, list[SyntheticSet]] = {}
     for images in dict.fromkeys(tasks):
+        if images.iteration and images.iteration < study.profile.reported_of(images.method)[-1]:
+            continue
         one = study.load(images) if images.are_given else study.distill(images, progress=False)
         about = identity_of(one)
         name = images_name(about["method"], about["base"], about["pool"])
@@ -93,16 +95,19 @@ def feature_nets(study: Study) -> pd.DataFrame:
 
 
 def methods_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """A line per ipc, images and arm, a column per net: mean ± half of the 95% interval."""
+    """A line per ipc, images, iteration (real images have none) and arm, a column per net: mean ±
+    half of the 95% interval.
+    """
     tested, lines = renamed(rows), []
     place = tested["images"].map({name: i for i, name in enumerate(ordered(tested["images"]))})
     cells = summarise(tested.loc[place.sort_values(kind="stable").index], CELL)
     nets = in_order(cells["net"])
     for arm in dict.fromkeys(cells["arm"]):
-        for (ipc, images), group in cells[cells["arm"] == arm].groupby(CELL[:2], sort=False):
+        for (ipc, images, k), group in cells[cells["arm"] == arm].groupby(CELL[:3], sort=False):
             by_net = {cell["net"]: cell for cell in group.to_dict("records")}
             usual = group["n"].mode().iloc[0]
-            line = {"trained with": arm, "ipc": ipc, "images": images, "n": usual}
+            line = {"trained with": arm, "ipc": ipc, "images": images}
+            line |= {"iterations": str(k) if k else "", "n": usual}
             lines.append(line | {net: cell_text(by_net.get(net), usual) for net in nets})
     return pd.DataFrame(lines).sort_values(["trained with", "ipc"], kind="stable")
 
@@ -119,28 +124,28 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def pool_effects(rows: pd.DataFrame, nets: Sequence[str] = NETS) -> pd.DataFrame:
-    """Pool − main per method, ipc, arm and net ("mean" last, of all nets but ConvNet)."""
+    """Pool − main per method, ipc, iteration, arm and net ("mean" last: of all but ConvNet)."""
     tested, lines = renamed(rows), []
     pooled = [name for name in ordered(tested["images"]) if name.endswith(WITH_POOL)]
-    keys = tested.groupby(["arm", "ipc"], sort=False).groups
-    for (arm, ipc), images in product(keys, pooled):
-        same = tested[(tested["ipc"] == ipc) & (tested["arm"] == arm)]
-        name = images.removesuffix(WITH_POOL)
-        if not (same["images"] == images).any():
-            continue
-        differences = pair(same[same["images"] == images], same[same["images"] == name])
-        start = {"method": name, "ipc": ipc, "arm": arm, "comparison": f"{name}, {arm}"}
-        lines += effect_lines(start, differences, nets)
+    groups = tested.groupby(["arm", "ipc"], sort=False)
+    for ((arm, ipc), same), images in product(groups, pooled):
+        name, own = images.removesuffix(WITH_POOL), same[same["images"] == images]
+        for k, sets in own.groupby("iteration"):
+            main = same[(same["images"] == name) & (same["iteration"] == k)]
+            start = {"method": name, "ipc": ipc, "iterations": k, "arm": arm}
+            start["comparison"] = f"{name}, {arm}"
+            start["comparison"] += f", iteration {k}" * (own["iteration"].nunique() > 1)
+            lines += effect_lines(start, pair(sets, main), nets)
     return pd.DataFrame(lines).drop(columns="seconds", errors="ignore")
 
 
 def elf_effects(rows: pd.DataFrame, nets: Iterable[str]) -> pd.DataFrame:
-    """The differences of `ELF_PAIRS` per images, ipc and net ("mean" last)."""
+    """The differences of `ELF_PAIRS` per images, ipc, iteration and net ("mean" last)."""
     tested, lines = elf_arms(rows), []
-    for (ipc, images), group in tested.groupby(["ipc", "images"], sort=False):
+    for (ipc, images, k), group in tested.groupby(["ipc", "images", "iteration"], sort=False):
         for a, b in ELF_PAIRS:
             sides = (group[group["arm"] == arm] for arm in (a, b))
-            start = {"images": images, "ipc": ipc, "comparison": f"{a} − {b}"}
+            start = {"images": images, "ipc": ipc, "iterations": k, "comparison": f"{a} − {b}"}
             lines += effect_lines(start, pair(*sides), list(nets))
     return pd.DataFrame(lines).drop(columns="seconds", errors="ignore")
 
@@ -170,17 +175,17 @@ def elf_arms(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def pool_verdicts(effects: pd.DataFrame) -> pd.DataFrame:
-    """A line per method, ipc and arm of `pool_effects`: the verdict on "the pool improves
-    cross-architecture accuracy" of that method, its effects in words, and n.
+    """A line per method, ipc, iteration and arm of `pool_effects`: the verdict on "the pool
+    improves cross-architecture accuracy" of that method, its effects in words, and n.
     """
-    lines = []
-    for (method, ipc, arm), group in effects.groupby(["method", "ipc", "arm"], sort=False):
+    lines, keys = [], ["method", "ipc", "iterations", "arm"]
+    for (method, ipc, k, arm), group in effects.groupby(keys, sort=False):
         cells = group[~group["net"].isin(["mean", "ConvNet"])].to_dict("records")
         mean = group[group["net"] == "mean"].to_dict("records")[0]
         measured = [cell for cell in cells if cell["df"]]
         found = verdict(cells, mean, "mean") + given(measured)
-        line = {"method": method, "ipc": ipc, "trained with": arm, "verdict": found}
-        line |= {"measured": f"{len(measured)} of {len(cells)} nets"}
+        line = {"method": method, "ipc": ipc, "iterations": k, "trained with": arm}
+        line |= {"verdict": found, "measured": f"{len(measured)} of {len(cells)} nets"}
         line["mean gain"] = effect_text(mean) if mean["n"] else ""
         line["n"] = " or ".join(dict.fromkeys(cell["n"] for cell in measured)) or MISSING
         lines.append(line)

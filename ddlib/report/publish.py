@@ -37,7 +37,7 @@ from .methods import elf_effects, methods_table, pool_effects, pool_verdicts
 from .published import printed_accuracy, stored_against_printed
 from .released import control, released_compatible, released_rows, released_table
 from .schedules import compare_schedules, distillation_times
-from .selection import arms, comparable, images_name
+from .selection import arms, at_chosen_lr, at_usual_lr, comparable, images_name
 from .tables import (
     FREE,
     caption,
@@ -115,6 +115,7 @@ def docs_parts(profile: str) -> dict[str, str]:
     rows, scope = committed_rows(profile), scope_of(PROFILES[profile])
     rates = pd.read_csv(RATES).round(2)
     losses = loss_table(compatible(rows, scope), released_compatible(rows, scope))
+    others = beside_methods(rows, PROFILES[profile])
     return {
         "claims": to_markdown(claims_table(profile)),
         "claim map": to_markdown(claim_map(profile)),
@@ -135,6 +136,8 @@ def docs_parts(profile: str) -> dict[str, str]:
         "theirs on ResNet18": "On the authors' own sets "
         + half_ce_sentence(released_rows(rows), scope, "ResNet18")
         + "\n",
+        "methods at full width": to_markdown(methods_table(others)),
+        "pool at full width": to_markdown(pool_verdicts(pool_effects(others))),
         "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
         "error rates": to_markdown(rates),
     }
@@ -159,6 +162,15 @@ def methods_parts(profile: str = METHODS) -> dict[str, str]:
         "feature nets": to_markdown(pd.read_csv(TABLES / f"{profile}-feature-nets.csv").round(1)),
         "elf": to_markdown(by_net.reset_index().assign(n=elf["n"].mode().iloc[0])),
     }
+
+
+def beside_methods(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Rows, plain or augmented cross-entropy, of a profile's methods and of images that are given
+    at the same ipc.
+    """
+    own = rows["method"].isin(list(profile.methods))
+    beside = rows["method"].isin(list(GIVEN)) & rows["ipc"].isin(rows.loc[own, "ipc"])
+    return rows[(own | beside) & (rows["protocol"] == "ce")]
 
 
 def methods_tables(profile: str = METHODS) -> dict[str, pd.DataFrame]:
@@ -463,13 +475,13 @@ def free_sentence(cells: pd.DataFrame, ipc: int) -> str:
 
 
 def kd_sentence(rows: pd.DataFrame, scope: Scope) -> str:
-    """How many AlexNets never learn under KD, whose learning rate is the default one, and what
-    claim 3 is without that net.
+    """How many AlexNets never learn under each way of training, and what claim 3 is without that
+    net.
     """
     ipc, tested, counts = scope.ipcs[0], arms(rows), []
     own = tested[(tested["net"] == "AlexNet") & (tested["ipc"] == ipc)]
     own = own[(own["iteration"] == scope.iterations[0]) & own["images"].isin(SETS)]
-    for arm in ("KD", "CE", "CE, lr chosen"):
+    for arm in ("KD", "CE", "KD, lr chosen", "CE, lr chosen"):
         accuracies = own.loc[own["arm"] == arm, "accuracy"]
         counts.append(f"{(accuracies == CHANCE).sum()} of {len(accuracies)} under {arm}")
     others = replace(scope, nets=tuple(net for net in scope.nets if net != "AlexNet"))
@@ -517,7 +529,9 @@ def at_chance(dead: pd.Series) -> str:
 def choice_table(rows: pd.DataFrame) -> pd.DataFrame:
     """What was chosen on validation images, from which candidates, and whether at their edge."""
     known = comparable(rows)
-    parts = [choices(known, "kd", "tau"), choices(known, "ce", "lr")]
+    parts = [choices(at_usual_lr(known), "kd", "tau"), choices(known, "ce", "lr")]
+    after = choices(known[at_chosen_lr(known, known)], "kd", "tau")
+    parts.append(after.assign(setting="tau at the chosen lr"))
     parts = [part for part in parts if len(part)] or parts[:1]
     found = pd.concat(parts, ignore_index=True)
     keys = zip(found["method"], found["pool"], strict=True)

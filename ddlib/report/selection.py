@@ -30,7 +30,7 @@ METHODS |= {"dc": "DC", "dsa": "DSA", "dm": "DM", "metadd": "MetaDD", "mtt": "MT
 WITH_POOL = ", model pool"
 POOLS = {"": "", "main": "", "main_plus_similar": WITH_POOL}
 RELEASED_POOL = "model pool as released"
-ARMS = ("CE", "CE, lr chosen", "KD", "½ CE", "released KD", "CE, augmented")
+ARMS = ("CE", "CE, lr chosen", "KD", "KD, lr chosen", "½ CE", "released KD", "CE, augmented")
 SETTING = ["epochs", "batch", "momentum", "weight_decay", "norm", "precision"]
 
 
@@ -40,10 +40,11 @@ def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
 
     `CE`: plain cross-entropy at the default learning rate; `CE, augmented`: on images augmented as
     by DSA. `CE, lr chosen` and `KD`: learning rate and temperature at which the validation images
-    do best (`choices`), without the nets that chose, which the choice favours. `½ CE`, `released
-    KD`: the released code's losses without and with a teacher, the latter at its default
-    temperature. Of rows that another version of the evaluator gave, or other settings, only the
-    newest version and the most frequent settings of each net are kept, so that what is compared
+    do best (`choices`), without the nets that chose, which the choice favours; `KD, lr chosen`: at
+    the learning rate that was chosen for cross-entropy and the temperature that is best there. `½
+    CE`, `released KD`: the released code's losses without and with a teacher, the latter at its
+    default temperature. Of rows that another version of the evaluator gave, or other settings, only
+    the newest version and the most frequent settings of each net are kept, so that what is compared
     agrees in them.
     """
     rows = comparable(rows)
@@ -53,11 +54,13 @@ def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     with_teacher, released = tested["teacher"] != "", protocol == "authors-2023"
     plain, swept = tested["augment"] == "", rows[rows["augment"] == ""]
     usual_lr = tested["lr"] == default.lr
-    at_default = plain & usual_lr
+    at_default, at_chosen = plain & usual_lr, plain & at_chosen_lr(tested, swept)
     parts = {
         "CE": (protocol == "ce") & at_default,
         "CE, lr chosen": plain & has_chosen(tested, swept, "ce", "lr"),
-        "KD": at_default & has_chosen(tested, swept, "kd", "tau"),
+        "KD": at_default & has_chosen(tested, at_usual_lr(swept), "kd", "tau", default.tau),
+        "KD, lr chosen": at_chosen
+        & has_chosen(tested, swept[at_chosen_lr(swept, swept)], "kd", "tau"),
         "½ CE": released & ~with_teacher & at_default,
         "released KD": released & with_teacher & at_default & (tested["tau"] == default.tau),
         "CE, augmented": (protocol == "ce") & (tested["augment"] == "dsa") & usual_lr,
@@ -89,14 +92,36 @@ def images_name(method: str, base: str, pool: str) -> str:
     return name + POOLS.get(pool, f" {pool}")
 
 
-def has_chosen(rows: pd.DataFrame, swept: pd.DataFrame, protocol: str, setting: str) -> pd.Series:
-    """Whether each row is of a protocol, has the value of its setting that was chosen (where none
-    was, a temperature must be the default one), and is of a net that did not choose.
+def at_usual_lr(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the default learning rate."""
+    return rows[rows["lr"] == EvalConfig().lr]
+
+
+def at_chosen_lr(rows: pd.DataFrame, swept: pd.DataFrame) -> pd.Series:
+    """Whether each row is at the learning rate that was chosen for plain cross-entropy."""
+    return has_value(rows, swept, "ce", "lr", float("nan"))
+
+
+def has_value(
+    rows: pd.DataFrame, swept: pd.DataFrame, protocol: str, setting: str, fallback: float
+) -> pd.Series:
+    """Whether each row has the value of a setting that was chosen for its cell, under a protocol;
+    `fallback`: the value where nothing was.
     """
     values = choices(swept, protocol, setting).set_index(CELL)["chosen"].to_dict()
-    fallback = EvalConfig().tau if setting == "tau" else float("nan")
     needed = [values.get(cell, fallback) for cell in rows[CELL].itertuples(index=False, name=None)]
-    has = rows[setting].astype(float) == pd.Series(needed, index=rows.index, dtype=float)
+    return rows[setting].astype(float) == pd.Series(needed, index=rows.index, dtype=float)
+
+
+def has_chosen(
+    rows: pd.DataFrame,
+    swept: pd.DataFrame,
+    protocol: str,
+    setting: str,
+    fallback: float = float("nan"),
+) -> pd.Series:
+    """Whether each row is of a protocol, `has_value`, and is of a net that did not choose."""
+    has = has_value(rows, swept, protocol, setting, fallback)
     nets = [*TRIAL, "net"]
     trials = swept[(swept["protocol"] == protocol) & (swept["split"] == "val")]
     tried = trials.groupby(nets)[setting].nunique()
@@ -105,8 +130,8 @@ def has_chosen(rows: pd.DataFrame, swept: pd.DataFrame, protocol: str, setting: 
 
 
 def comparable(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the newest evaluation version; of each net the most frequent settings; of each
-    distillation one set.
+    """Rows of the newest evaluation version; of each net the most frequent settings, by themselves
+    where images are augmented (it is trained longer then); of each distillation one set.
 
     A distillation may have been run on two machines, or evaluated at two precisions; what is
     compared must agree in them.
@@ -115,8 +140,8 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
         return rows
     rows = rows[rows["evaluation"] == rows["evaluation"].max()]
     full = rows.assign(full=rows["method"] == "full_data")
-    rows = keep_most_frequent(full, ["dataset", "net", "full"], SETTING).drop(columns="full")
-    names = ["main_prob", "warmup", "similar_depth"]
+    rows = keep_most_frequent(full, ["dataset", "net", "augment", "full"], SETTING)
+    rows, names = rows.drop(columns="full"), ["main_prob", "warmup", "similar_depth"]
     distillation = ["dataset", "method", "base", "pool", "ipc", "iteration", "seed", *names]
     return keep_most_frequent(rows, distillation, ["set"])
 

@@ -28,6 +28,8 @@ LINES = {
         ("model pool", "CE, lr chosen", None),
         ("baseline", "KD", "KD"),
         ("model pool", "KD", "model pool + KD"),
+        ("baseline", "KD, lr chosen", None),
+        ("model pool", "KD, lr chosen", None),
         ("baseline", "½ CE", "baseline"),
         ("model pool", "½ CE", "model pool"),
         ("baseline", "released KD", "KD"),

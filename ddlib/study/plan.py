@@ -17,6 +17,8 @@ from .released import METHOD as RELEASED_SETS
 
 POOLS = ("main", "main_plus_similar")  # pools of Table 4: the baseline and the model pool
 RELEASED = (("similar_depth", 1), ("warmup", 500))  # what the released code does differently
+# What is chosen on validation images: protocol, teacher, setting
+TAU, LR = ("kd", TEACHER, "tau"), ("ce", None, "lr")
 Pairs = tuple[tuple[str, object], ...]  # settings that differ from the profile's
 
 
@@ -52,7 +54,7 @@ class Sweep:
     """The task to choose a setting for one net among `values`, by `n` nets on validation images.
 
     They are tested on test images too, which the choice does not see; the audit asks what choosing
-    there would have added.
+    there would have added. All candidates have what the sweep `after` which this one comes chooses.
     """
 
     images: ImageSet
@@ -62,21 +64,30 @@ class Sweep:
     teacher: str | None
     setting: str
     values: tuple[float, ...]
+    after: "Sweep | None" = None
+
+    @property
+    def settings_chosen(self) -> str:
+        """The names of what is chosen, in order."""
+        return f"{self.after.settings_chosen}, {self.setting}" if self.after else self.setting
 
     def candidate(self, value: float) -> "Train":
         """The training that tries a value."""
         settings = ((self.setting, value),)
-        return Train(self.images, self.net, self.n, self.protocol, self.teacher, settings, "both")
+        common = self.images, self.net, self.n, self.protocol, self.teacher
+        return Train(*common, settings, "both", self.after)
 
     def __str__(self) -> str:
-        return f"choose {self.setting} of {self.protocol}: {self.n} {self.net} on {self.images}"
+        what = f"{self.setting} of {self.protocol}"
+        what += f", {self.after.settings_chosen} chosen" if self.after else ""
+        return f"choose {what}: {self.n} {self.net} on {self.images}"
 
 
 @dataclass(frozen=True)
 class Train:
     """The task to train `n` nets on images under a protocol and to test them on `split`.
 
-    `settings` differ from the profile's; `chosen` is the sweep that decides on one more of them.
+    `settings` differ from the profile's; `chosen` is the sweep that decides on more of them.
     """
 
     images: ImageSet
@@ -91,7 +102,7 @@ class Train:
     def __str__(self) -> str:
         parts = [self.protocol, *(f"{name} {value}" for name, value in self.settings)]
         parts += [f"teacher {self.teacher}"] if self.teacher else []
-        parts += [f"{self.chosen.setting} chosen"] if self.chosen else []
+        parts += [f"{self.chosen.settings_chosen} chosen"] if self.chosen else []
         parts += [f"split {self.split}"] if self.split != "test" else []
         return f"train {self.n} {self.net} on {self.images}: {', '.join(parts)}"
 
@@ -101,10 +112,9 @@ Task = ImageSet | Sweep | Train
 
 def needs(task: Task, profile: Profile) -> list[Task]:
     """The tasks that come before this one, as far as they are in the plan."""
-    images, reported = task.images, profile.reported
-    if images.method in profile.methods:
-        reported = (images.iteration,)
-    chosen = [task.chosen] if isinstance(task, Train) and task.chosen else []
+    images, reported = task.images, profile.reported_of(task.images.method)
+    sweep = getattr(task, "chosen", None) or getattr(task, "after", None)
+    chosen = [sweep] if sweep else []
     if isinstance(task, ImageSet):
         before = [k for k in reported if k < images.iteration][-1:]
     else:
@@ -153,15 +163,20 @@ class Step:
         """
         return self.profile.n_eval + self.profile.n_sweep * chooses
 
-    def tuned(
-        self, sets: Sequence[ImageSet], protocol: str, teacher: str | None, setting: str
-    ) -> list[Task]:
-        """A protocol with a setting that is chosen for each net and kind of images."""
-        n, values = self.profile.n_sweep, getattr(self.profile, f"{setting}s")
+    def sweep(self, images: ImageSet, net: str, kind: tuple, after: tuple = ()) -> Sweep:
+        """The choice of a setting for such images; `kind`: protocol, teacher, setting."""
+        values = getattr(self.profile, f"{kind[2]}s")
+        first = self.sweep(images, net, after) if after else None
+        return Sweep(self.swept(images), net, self.profile.n_sweep, *kind, values, first)
+
+    def tuned(self, sets: Sequence[ImageSet], kind: tuple, after: tuple = ()) -> list[Task]:
+        """A protocol with a setting that is chosen for each net and kind of images, `after`
+        another.
+        """
         tasks: list[Task] = []
         for net in self.profile.nets:
-            how = (protocol, teacher)
-            sweeps = [Sweep(self.swept(one), net, n, *how, setting, values) for one in sets]
+            how = kind[:2]
+            sweeps = [self.sweep(one, net, kind, after) for one in sets]
             pairs = zip(sets, sweeps, strict=True)
             trains = [Train(a, net, self.nets_on(a == b.images), *how, chosen=b) for a, b in pairs]
             tasks += [*sweeps, *trains]
@@ -177,8 +192,8 @@ def table4(step: Step) -> list[Task]:
     """Both methods under every protocol, and the free baselines."""
     sets, free = step.sets(POOLS), step.free()
     fair = [*sets, *step.plain(sets), *step.audited(sets), *step.plain(free)]
-    fair += step.tuned(sets, "kd", TEACHER, "tau") + step.tuned(sets, "ce", None, "lr")
-    fair += step.tuned(free, "kd", TEACHER, "tau") if step.profile.free_kd else []
+    fair += step.tuned(sets, TAU) + step.tuned(sets, LR) + step.tuned(sets, TAU, after=LR)
+    fair += step.tuned(free, TAU) if step.profile.free_kd else []
     return fair + step.audited(sets, TEACHER)
 
 
@@ -209,7 +224,7 @@ def released_sets(step: Step) -> list[Task]:
         return []
     sets = [ImageSet(RELEASED_SETS, pool, step.ipc, 0, step.iteration) for pool in POOLS]
     tasks = [*step.plain(sets), *step.audited(sets)]
-    return tasks + step.tuned(sets, "kd", TEACHER, "tau") + step.audited(sets, TEACHER)
+    return tasks + step.tuned(sets, TAU) + step.audited(sets, TEACHER)
 
 
 def probability(step: Step) -> list[Task]:
@@ -254,15 +269,16 @@ def augmented(profile: Profile, augment: str = "dsa") -> Pairs:
 
 
 def method_sets(step: Step) -> list[ImageSet]:
-    """The sets of DC and the profile's methods at their own last iterations."""
-    sets = []
+    """The sets of DC, at its last iteration, and of the profile's methods at those reported."""
+    profile, sets = step.profile, []
     for seed, name, pool in product(
-        step.seeds, dict.fromkeys(("dc", *step.profile.methods)), step.profile.method_pools
+        step.seeds, dict.fromkeys(("dc", *profile.methods)), profile.method_pools
     ):
-        if name in step.profile.main_only and pool != POOLS[0]:
+        if name in profile.main_only and pool != POOLS[0]:
             continue
-        config = step.profile.distill_config(pool, seed, step.ipc, name).resolved()
-        sets.append(ImageSet(name, pool, config.ipc, seed, config.iterations))
+        ipc = profile.distill_config(pool, seed, step.ipc, name).ipc
+        at = profile.reported_of(name) if name in profile.methods else (step.iteration,)
+        sets += [ImageSet(name, pool, ipc, seed, k) for k in at]
     return sets
 
 

@@ -127,6 +127,15 @@ class Profile:
         """The iterations that the tables show: those of `report` that are reached, and the last."""
         return (*(k for k in self.report if k < self.iterations), self.iterations)
 
+    def reported_of(self, method: str) -> tuple[int, ...]:
+        """The iterations at which a method's sets are evaluated: one of `methods` is at each of its
+        own snapshots, and at the last.
+        """
+        if method not in self.methods:
+            return self.reported
+        config = self.distill_config("main", 0, method=method).resolved()
+        return tuple(k for k in dict.fromkeys((*config.snapshots, config.iterations)) if k)
+
     def distill_config(
         self, pool: str, seed: int, ipc: int | None = None, method: str = "dc", **changes: object
     ) -> DistillConfig:
@@ -142,8 +151,11 @@ class Profile:
         return DistillConfig(**(self.shared(DistillConfig) | settings | changes))
 
     def eval_config(self, **changes: object) -> EvalConfig:
-        """The `EvalConfig` of this study."""
+        """The `EvalConfig` of this study: teachers learn at the usual rate, whatever their
+        students' is.
+        """
         settings = self.shared(EvalConfig) | {"precision": self.eval_precision}
+        settings["teacher_lr"] = EvalConfig().lr
         return EvalConfig(**(settings | changes))
 
     def shared(self, config: type) -> dict:
@@ -249,7 +261,7 @@ PAPER = Profile(
     parts=(*ALL_OF_DC, "methods", "elf"),
     methods={
         "dsa": {"method": "dsa"},
-        "dm": {"method": "dm", "snapshots": (2000, 5000, 10_000)},
+        "dm": {"method": "dm", "snapshots": (2000,)},
         "metadd": METADD,
         "mtt": {"method": "mtt"},
     },

@@ -96,7 +96,9 @@ def is_ready(task: Task, study: "Study") -> bool:
     """Whether a task has what it needs: its images, and the value that a sweep chooses for it."""
     if isinstance(task, ImageSet):
         return True
-    return study.has(task.images) and (isinstance(task, Sweep) or bool(config_of(task, study)))
+    if isinstance(task, Sweep):
+        return study.has(task.images) and None not in chosen_settings(task.after, study).values()
+    return study.has(task.images) and config_of(task, study) is not None
 
 
 def rows_of(task: Task, study: "Study") -> list[dict]:
@@ -118,13 +120,18 @@ def rows_of(task: Task, study: "Study") -> list[dict]:
 
 def config_of(task: Train, study: "Study") -> EvalConfig | None:
     """How the nets of a task are trained; None until what a sweep chooses for it is known."""
-    settings = dict(task.settings)
-    if task.chosen:
-        settings[task.chosen.setting] = chosen_value(task.chosen, study)
+    settings = dict(task.settings) | chosen_settings(task.chosen, study)
     if None in settings.values():
         return None
     protocol, _ = find_protocol(task.protocol, task.teacher)
     return configured(study.profile.eval_config(), settings, protocol)
+
+
+def chosen_settings(task: Sweep | None, study: "Study") -> dict[str, float | None]:
+    """What a sweep and those before it choose, None for what is not known yet."""
+    if task is None:
+        return {}
+    return chosen_settings(task.after, study) | {task.setting: chosen_value(task, study)}
 
 
 def chosen_value(task: Sweep, study: "Study") -> float | None:
