@@ -115,8 +115,7 @@ def docs_parts(profile: str) -> dict[str, str]:
     rows, scope = committed_rows(profile), scope_of(PROFILES[profile])
     rates = pd.read_csv(RATES).round(2)
     losses = loss_table(compatible(rows, scope), released_compatible(rows, scope))
-    others = beside_methods(rows, PROFILES[profile])
-    return {
+    return full_width_parts(beside_methods(rows, PROFILES[profile])) | {
         "claims": to_markdown(claims_table(profile)),
         "claim map": to_markdown(claim_map(profile)),
         "agreement": to_markdown(agreement_table(compatible(rows, scope))),
@@ -136,8 +135,6 @@ def docs_parts(profile: str) -> dict[str, str]:
         "theirs on ResNet18": "On the authors' own sets "
         + half_ce_sentence(released_rows(rows), scope, "ResNet18")
         + "\n",
-        "methods at full width": to_markdown(methods_table(others)),
-        "pool at full width": to_markdown(pool_verdicts(pool_effects(others))),
         "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
         "error rates": to_markdown(rates),
     }
@@ -161,6 +158,16 @@ def methods_parts(profile: str = METHODS) -> dict[str, str]:
         "methods": to_markdown(tables["methods"]),
         "feature nets": to_markdown(pd.read_csv(TABLES / f"{profile}-feature-nets.csv").round(1)),
         "elf": to_markdown(by_net.reset_index().assign(n=elf["n"].mode().iloc[0])),
+    }
+
+
+def full_width_parts(rows: pd.DataFrame) -> dict[str, str]:
+    """Marker -> Markdown of other methods at the paper's scale; nothing without rows."""
+    if rows.empty:
+        return {}
+    return {
+        "methods at full width": to_markdown(methods_table(rows)),
+        "pool at full width": to_markdown(pool_verdicts(pool_effects(rows))),
     }
 
 
