@@ -61,7 +61,7 @@ def describe_row(
     }
     if teacher:
         changed |= {"teacher": net_name(teacher), "alpha": config.alpha, "tau": config.tau}
-        if config.teacher_lr not in (None, config.lr):
+        if protocol.prepare is None and config.teacher_lr not in (None, config.lr):
             changed |= {"teacher_lr": config.teacher_lr}
     elif protocol.teacher != "never":
         changed |= {"alpha": config.alpha}

@@ -299,7 +299,11 @@ def test_claim_3_compares_the_tuned_with_the_tuned():
         for tau in (1.0, 4.0):
             arm = {("main", "KD"): 24.0 + (tau == 4.0), ("main_plus_similar", "KD"): 28.0 - tau}
             n = {"val": 1}.get(split, 2)
-            how = {"settings": {"lr": 0.02, "tau": tau}, "split": split, "n_eval": n}
+            how = {
+                "settings": {"lr": 0.02, "tau": tau, "teacher_lr": 0.01},
+                "split": split,
+                "n_eval": n,
+            }
             rows.append(study_rows(arm, NETS, **how))
     cells = claim_cells(pd.concat(rows, ignore_index=True), SCOPE).query(
         "claim == 3 and net == 'MLP'"

@@ -90,6 +90,7 @@ def test_methods_stand_beside_images_that_are_given_at_their_ipc():
             rows_of("dc", {"main": 50.0}, ipc=10),
             study_rows({("random_real", "CE"): 25.0}, NETS, ipc=10),
             study_rows({("random_real", "CE"): 15.0}, NETS, ipc=1),
+            rows_of("dc-released", {"main": 50.0}, ipc=10),
             study_rows({("main", "KD"): 45.0}, NETS, ipc=10, method="dm"),
         ],
         ignore_index=True,
@@ -150,6 +151,9 @@ def test_elf_stands_beside_kd_from_the_same_net():
         "ELF, F untrained": 31.0,
     }
     found = elf_effects(rows, ["VGG11"])
+    later = pd.concat([elf_rows(), elf_rows().assign(iteration=9000)], ignore_index=True)
+    names = elf_effects(later, ["VGG11"])["comparison"]
+    assert {name[-4:] for name in names} == {"1000", "9000"} and len(set(names)) == 10
     own = found[found["net"] == "VGG11"].set_index("comparison")["mean"].round(6).to_dict()
     assert own == {
         "ELF − CE": 6,

@@ -69,8 +69,10 @@ def test_every_task_comes_after_what_it_needs(name):
         assert all(place[one] < place[task] for one in before if one in place)
         if not isinstance(task, ImageSet):
             assert all(one in place for one in before)
-            after = getattr(task, "chosen", None) or getattr(task, "after", None)
-            assert len(before) == (not task.images.are_given) + bool(after)
+            sweeps = [one for one in before if isinstance(one, Sweep)]
+            assert len(before) - len(sweeps) == (not task.images.are_given)
+            chosen = getattr(task, "chosen", None) or getattr(task, "after", None)
+            assert sweeps == [one for one in (chosen and chosen.after, chosen) if one]
 
 
 def test_a_distillation_needs_its_earlier_part_and_a_snapshot_the_next_reported_set():
@@ -139,7 +141,7 @@ def test_n_changes_the_nets_per_cell_only():
     ("filters", "count"),
     [
         ({"pool": ["main"], "ipc": [1], "seed": [0], "until": 1000, "net": ["MLP"]}, 9),
-        ({"pool": ["main"], "ipc": [1], "seed": [0], "until": 1000, "protocol": ["kd"]}, 24),
+        ({"pool": ["main"], "ipc": [1], "seed": [0], "until": 1000, "protocol": ["kd"]}, 24 + 6),
         ({"pool": ["random_real"], "ipc": [50]}, (3 + 4) * 6),
         ({"pool": ["class-means"], "ipc": [1], "protocol": ["ce"]}, 3 * 6),
         ({"pool": ["full_data"]}, 6),

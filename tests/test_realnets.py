@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import make_data, refused
 
 from ddlib import EvalConfig, build_net
-from ddlib.methods.realnets import cache, pretrained, train_on_real
+from ddlib.methods.realnets import cache, describe, pretrained, train_on_real
 from ddlib.support.rng import stream
 from ddlib.training import fresh_net
 
@@ -87,3 +87,12 @@ def test_no_epochs_are_fresh_weights_and_another_net(data):
         assert all(torch.equal(none[name], fresh[name]) for name in fresh)
         assert not any(torch.equal(usual[name], fresh[name]) for name in fresh)
     assert len(list(cache().iterdir())) == 2
+
+
+def test_nets_in_the_cache_keep_their_names(data):
+    """A setting that does not matter to them must not orphan what took long to train."""
+    about = describe("ConvNet", data, 0, EvalConfig(), None)
+    assert about == describe("ConvNet", data, 0, EvalConfig(tau=4.0, teacher_lr=0.5), None)
+    known = {"epochs", "lr", "momentum", "weight_decay", "batch", "augment", "precision"}
+    named = {"net", "data", "digest", "shape", "seed", "images", "operations", "width", "depth"}
+    assert set(about) == known | named

@@ -263,6 +263,25 @@ def test_a_distillation_made_twice_counts_once_and_settings_agree():
     assert rows["accuracy"].max() < 30 and set(rows["precision"]) == {"float32"}
 
 
+def test_other_methods_and_augmented_images_stand_in_a_table_of_their_own():
+    others = [
+        study_rows({("main", "CE"): 40.0}, NETS, method="dm"),
+        study_rows({("main", "CE"): 30.0}, NETS, settings={"augment": "dsa"}),
+    ]
+    rows = pd.concat([make_rows(), *others], ignore_index=True)
+    pd.testing.assert_frame_equal(table(rows, 4), table(make_rows(), 4))
+    mine = study_rows({("main", "CE"): 40.0}, NETS, method="mine")
+    assert "mine" in set(table(pd.concat([rows, mine], ignore_index=True), 4)["images"])
+
+
+def test_kd_of_teachers_at_another_rate_is_not_compared():
+    other = kd_rows(1.5, 50, "test", n_eval=1).assign(lr=0.02)
+    rows = pd.concat([kd_rows(1.5, 20, "test"), other], ignore_index=True)
+    assert comparable(rows)["accuracy"].max() < 30
+    rows["teacher_lr"] = rows["teacher_lr"].astype(float).fillna(0.01)
+    assert comparable(rows)["accuracy"].max() > 45  # only its own rate is another
+
+
 def test_augmented_images_have_settings_of_their_own():
     """At the paper's scale nets are trained on them for longer; fewer of them are no minority."""
     longer = {"augment": "dsa", "epochs": 1001}

@@ -119,7 +119,7 @@ def describe(
     net: Net, data: Data, seed: int, config: EvalConfig, images: int | None
 ) -> dict[str, Any]:
     """Everything that decides the weights, JSON-able."""
-    irrelevant = {"width", "depth", "width_factor", "norm", "alpha", "tau", "options"}
+    irrelevant = {"width", "depth", "width_factor", "norm", "alpha", "tau", "teacher_lr", "options"}
     settings = {k: v for k, v in asdict(config).items() if k not in irrelevant}
     about: dict[str, Any] = {"net": net_name(net), "data": data.name, "digest": data.digest}
     about |= {"shape": data.shape, "seed": seed, "images": images}

@@ -133,10 +133,14 @@ def pool_effects(rows: pd.DataFrame, nets: Sequence[str] = NETS) -> pd.DataFrame
         for k, sets in own.groupby("iteration"):
             main = same[(same["images"] == name) & (same["iteration"] == k)]
             start = {"method": name, "ipc": ipc, "iterations": k, "arm": arm}
-            start["comparison"] = f"{name}, {arm}"
-            start["comparison"] += f", iteration {k}" * (own["iteration"].nunique() > 1)
+            start["comparison"] = f"{name}, {arm}" + at(k, own)
             lines += effect_lines(start, pair(sets, main), nets)
     return pd.DataFrame(lines).drop(columns="seconds", errors="ignore")
+
+
+def at(iteration: int, rows: pd.DataFrame) -> str:
+    """Which of several iterations that rows are of; nothing where all are of one."""
+    return f", iteration {iteration}" * (rows["iteration"].nunique() > 1)
 
 
 def elf_effects(rows: pd.DataFrame, nets: Iterable[str]) -> pd.DataFrame:
@@ -145,7 +149,7 @@ def elf_effects(rows: pd.DataFrame, nets: Iterable[str]) -> pd.DataFrame:
     for (ipc, images, k), group in tested.groupby(["ipc", "images", "iteration"], sort=False):
         for a, b in ELF_PAIRS:
             sides = (group[group["arm"] == arm] for arm in (a, b))
-            start = {"images": images, "ipc": ipc, "iterations": k, "comparison": f"{a} − {b}"}
+            start = {"images": images, "ipc": ipc, "comparison": f"{a} − {b}" + at(k, tested)}
             lines += effect_lines(start, pair(*sides), list(nets))
     return pd.DataFrame(lines).drop(columns="seconds", errors="ignore")
 

@@ -14,6 +14,7 @@ from ..stats import given, holm, p_above, p_below, summarise
 from ..study.given import GIVEN
 from ..study.plan import ImageSet, plan
 from ..study.profiles import PROFILES, Profile
+from ..study.released import METHOD as RELEASED_SETS
 from ..study.study import PNG
 from ..support.store import ROOT, write_atomic
 from .audit import (
@@ -176,7 +177,9 @@ def beside_methods(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     at the same ipc.
     """
     own = rows["method"].isin(list(profile.methods))
-    beside = rows["method"].isin(list(GIVEN)) & rows["ipc"].isin(rows.loc[own, "ipc"])
+    beside = rows["method"].isin({*GIVEN} - {RELEASED_SETS, "full_data"}) & rows["ipc"].isin(
+        rows.loc[own, "ipc"]
+    )
     return rows[(own | beside) & (rows["protocol"] == "ce")]
 
 

@@ -99,11 +99,15 @@ def at_usual_lr(rows: pd.DataFrame) -> pd.DataFrame:
 
 def at_chosen_lr(rows: pd.DataFrame, swept: pd.DataFrame) -> pd.Series:
     """Whether each row is at the learning rate that was chosen for plain cross-entropy."""
-    return has_value(rows, swept, "ce", "lr", float("nan"))
+    return at_chosen_value(rows, swept, "ce", "lr")
 
 
-def has_value(
-    rows: pd.DataFrame, swept: pd.DataFrame, protocol: str, setting: str, fallback: float
+def at_chosen_value(
+    rows: pd.DataFrame,
+    swept: pd.DataFrame,
+    protocol: str,
+    setting: str,
+    fallback: float = float("nan"),
 ) -> pd.Series:
     """Whether each row has the value of a setting that was chosen for its cell, under a protocol;
     `fallback`: the value where nothing was.
@@ -120,8 +124,8 @@ def has_chosen(
     setting: str,
     fallback: float = float("nan"),
 ) -> pd.Series:
-    """Whether each row is of a protocol, `has_value`, and is of a net that did not choose."""
-    has = has_value(rows, swept, protocol, setting, fallback)
+    """Whether each row is of a protocol, `at_chosen_value`, and of a net that did not choose."""
+    has = at_chosen_value(rows, swept, protocol, setting, fallback)
     nets = [*TRIAL, "net"]
     trials = swept[(swept["protocol"] == protocol) & (swept["split"] == "val")]
     tried = trials.groupby(nets)[setting].nunique()
@@ -131,7 +135,8 @@ def has_chosen(
 
 def comparable(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of the newest evaluation version; of each net the most frequent settings, by themselves
-    where images are augmented (it is trained longer then); of each distillation one set.
+    where images are augmented (it is trained longer then); of each distillation one set; under KD
+    those with a teacher that learned at the default rate.
 
     A distillation may have been run on two machines, or evaluated at two precisions; what is
     compared must agree in them.
@@ -139,6 +144,8 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         return rows
     rows = rows[rows["evaluation"] == rows["evaluation"].max()]
+    teachers = rows["teacher_lr"].astype(float).fillna(rows["lr"])
+    rows = rows[(rows["protocol"] != "kd") | (teachers == EvalConfig().lr)]
     full = rows.assign(full=rows["method"] == "full_data")
     rows = keep_most_frequent(full, ["dataset", "net", "augment", "full"], SETTING)
     rows, names = rows.drop(columns="full"), ["main_prob", "warmup", "similar_depth"]

@@ -11,7 +11,7 @@ from ..stats import given_one_set, summarise
 from ..study.profiles import Profile
 from ..support.errors import DDError
 from ..support.store import ROOT
-from .selection import arms, comparable
+from .selection import METHODS, arms, comparable
 
 REFERENCE = ROOT / "paper" / "reference"
 NETS = ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18")  # the paper's order
@@ -89,9 +89,12 @@ def table(rows: pd.DataFrame, number: int, iterations: Iterable[int] | None = No
 
 def table_lines(tested: pd.DataFrame, number: int) -> list[tuple[str, str, str | None]]:
     """The lines of a table: the paper's, and in Table 4 those of images and arms that are in
-    neither of its tables; the authors' sets have one of their own (`released.released_table`).
+    neither of its tables. The authors' sets have one of their own (`released.released_table`), and
+    so have ddlib's other methods and augmented images (`methods.methods_table`).
     """
     tested = tested[~tested["images"].str.startswith("released ")]
+    tested = tested[~tested["method"].isin({*METHODS} - {"dc"})]
+    tested = tested[tested["arm"] != "CE, augmented"]
     known = {line[:2] for lines in LINES.values() for line in lines}
     pairs = dict.fromkeys(zip(tested["images"], tested["arm"], strict=True)) if number == 4 else {}
     return [*LINES[number], *((*pair, None) for pair in pairs if pair not in known)]

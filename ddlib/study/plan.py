@@ -17,9 +17,10 @@ from .released import METHOD as RELEASED_SETS
 
 POOLS = ("main", "main_plus_similar")  # pools of Table 4: the baseline and the model pool
 RELEASED = (("similar_depth", 1), ("warmup", 500))  # what the released code does differently
-# What is chosen on validation images: protocol, teacher, setting
-TAU, LR = ("kd", TEACHER, "tau"), ("ce", None, "lr")
 Pairs = tuple[tuple[str, object], ...]  # settings that differ from the profile's
+Kind = tuple[str, str | None, str]  # of a choice: protocol, teacher, setting
+TAU: Kind = ("kd", TEACHER, "tau")
+LR: Kind = ("ce", None, "lr")
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,18 @@ Task = ImageSet | Sweep | Train
 def needs(task: Task, profile: Profile) -> list[Task]:
     """The tasks that come before this one, as far as they are in the plan."""
     images, reported = task.images, profile.reported_of(task.images.method)
-    sweep = getattr(task, "chosen", None) or getattr(task, "after", None)
-    chosen = [sweep] if sweep else []
     if isinstance(task, ImageSet):
         before = [k for k in reported if k < images.iteration][-1:]
     else:
         before = [k for k in reported if k >= images.iteration][:1]
-    return [replace(images, iteration=k) for k in before if not images.are_given] + chosen
+    sets = [replace(images, iteration=k) for k in before if not images.are_given]
+    return sets + sweeps_before(task)
+
+
+def sweeps_before(task: Task) -> list[Task]:
+    """The choices that this task waits for, the first one first."""
+    sweep = getattr(task, "chosen", None) or getattr(task, "after", None)
+    return [*sweeps_before(sweep), sweep] if sweep else []
 
 
 @dataclass(frozen=True)
@@ -163,16 +169,14 @@ class Step:
         """
         return self.profile.n_eval + self.profile.n_sweep * chooses
 
-    def sweep(self, images: ImageSet, net: str, kind: tuple, after: tuple = ()) -> Sweep:
-        """The choice of a setting for such images; `kind`: protocol, teacher, setting."""
+    def sweep(self, images: ImageSet, net: str, kind: Kind, after: Kind | None = None) -> Sweep:
+        """The choice of a setting for one net and such images, `after` another."""
         values = getattr(self.profile, f"{kind[2]}s")
         first = self.sweep(images, net, after) if after else None
         return Sweep(self.swept(images), net, self.profile.n_sweep, *kind, values, first)
 
-    def tuned(self, sets: Sequence[ImageSet], kind: tuple, after: tuple = ()) -> list[Task]:
-        """A protocol with a setting that is chosen for each net and kind of images, `after`
-        another.
-        """
+    def tuned(self, sets: Sequence[ImageSet], kind: Kind, after: Kind | None = None) -> list[Task]:
+        """A protocol with a setting that is chosen for each net and kind of images."""
         tasks: list[Task] = []
         for net in self.profile.nets:
             how = kind[:2]
@@ -288,7 +292,9 @@ def elf(step: Step) -> list[Task]:
     if not profile.elf_nets or step.iteration != profile.iterations:
         return []
     which = profile.elf_method, POOLS[0]
+    last = profile.reported_of(profile.elf_method)[-1]
     sets = [images for images in method_sets(step) if (images.method, images.pool) == which]
+    sets = [images for images in sets if images.iteration == last]
     trained: Pairs = (("feature_epochs", profile.feature_epochs),)
     trained += (("feature_images", profile.feature_images),)
     arms: list[tuple[str, str | None, Pairs]] = [("ce", None, ()), ("kd-real", TEACHER, trained)]
@@ -339,8 +345,9 @@ def plan(profile: Profile, part: str | None = None, n: int | None = None) -> lis
 def select(tasks: Iterable[Task], until: int | None = None, **only: Collection) -> list[Task]:
     """The tasks up to an iteration whose ipc, seed, pool, net or protocol is among those named.
 
-    Real images count by their method as a pool; with net or protocol, no set is distilled. Raises
-    `DDError` for a value that no task has.
+    Real images count by their method as a pool; with net or protocol, no set is distilled. With KD
+    comes the choice of cross-entropy's learning rate. Raises `DDError` for a value that no task
+    has.
     """
     tasks = list(tasks)
     if until is not None:
@@ -350,7 +357,10 @@ def select(tasks: Iterable[Task], until: int | None = None, **only: Collection) 
         known = {value_of(task, name) for task in tasks} - {None}
         for value in values:
             check_choice(name, value, sorted(known))
-        chosen = [task for task in chosen if not values or value_of(task, name) in values]
+        kept = {task for task in chosen if not values or value_of(task, name) in values}
+        if name == "protocol":
+            kept |= {sweep for task in kept for sweep in sweeps_before(task)}
+        chosen = [task for task in chosen if task in kept]
     return chosen
 
 

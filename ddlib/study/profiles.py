@@ -134,7 +134,7 @@ class Profile:
         if method not in self.methods:
             return self.reported
         config = self.distill_config("main", 0, method=method).resolved()
-        return tuple(k for k in dict.fromkeys((*config.snapshots, config.iterations)) if k)
+        return tuple(sorted({*config.snapshots, config.iterations} - {0}))
 
     def distill_config(
         self, pool: str, seed: int, ipc: int | None = None, method: str = "dc", **changes: object

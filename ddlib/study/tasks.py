@@ -131,7 +131,9 @@ def chosen_settings(task: Sweep | None, study: "Study") -> dict[str, float | Non
     """What a sweep and those before it choose, None for what is not known yet."""
     if task is None:
         return {}
-    return chosen_settings(task.after, study) | {task.setting: chosen_value(task, study)}
+    before = chosen_settings(task.after, study)
+    value = None if None in before.values() else chosen_value(task, study)
+    return before | {task.setting: value}
 
 
 def chosen_value(task: Sweep, study: "Study") -> float | None:
