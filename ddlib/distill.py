@@ -47,8 +47,9 @@ def distill(
     object or its class, instead of those that the config names. `extras`: more losses to add to the
     method's; what they remember is kept if they are `methods.Part`s. `store`: a folder for the log
     (`log.csv`), snapshots (`it00100.safetensors`) and a checkpoint; with `resume`, a run that was
-    interrupted goes on from it, bit for bit on a CPU, and a finished one is read back. After every
-    iteration `callback(iteration, run)` is called (`run.current()` is the set so far), then
+    interrupted goes on from it, bit for bit on a CPU, a finished one is read back, or goes on if
+    more iterations are asked for (not where parts are your own: these may count on an end). After
+    every iteration `callback(iteration, run)` is called (`run.current()` is the set so far), then
     `stop(iteration)`: if it says True, the run ends there and can be resumed. The result's
     `history` holds the sets at `config.snapshots`, its `log` one row per iteration: loss (mean per
     class and outer step), architecture, seconds. Ctrl-C saves a checkpoint of the last whole

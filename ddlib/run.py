@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from .synset import SyntheticSet
 
 CHECKPOINT_SECONDS = 10
 COUNTERS = ("iteration", "diverged", "seconds", "stopped")
+LENGTH = ("iterations", "snapshots")  # settings that no iteration of ddlib's own parts depends on
 
 
 class Run:
@@ -145,9 +146,11 @@ class Run:
                 RuntimeWarning,
                 stacklevel=3,
             )
-        known = {synset.iteration: synset for synset in self.history}
+        asked = (*self.config.snapshots, self.iteration)
+        known = {one.iteration: one for one in self.history if one.iteration in asked}
         final = known.get(self.iteration) or self.current()
-        return replace(final, history=list(self.history), log=pd.DataFrame(self.rows))
+        made = {"config": to_dict(self.config), "log": pd.DataFrame(self.rows)}
+        return replace(final, history=list(known.values()), **made)
 
     def __enter__(self) -> Run:
         return self
@@ -200,7 +203,9 @@ class Run:
         try:
             if lost := sorted(set(info["tensors"]) - set(tensors)):
                 raise KeyError(*lost)
-            check_same(path, self._settings(), info["settings"])
+            may_differ = () if self.outside else LENGTH
+            check_same(path, self._settings(), info["settings"], may_differ)
+            check_within(path, self.config, info["iteration"], info["snapshots"])
             kept: dict[str, Part | Streams] = {"rng": self.rng, **self.parts}
             for name, part in kept.items():
                 start = f"{name}."
@@ -219,12 +224,31 @@ class Run:
         self.history = [SyntheticSet.load(snapshot) for snapshot in snapshots]
 
 
-def check_same(path: Path, settings: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+def check_same(
+    path: Path, settings: Mapping[str, Any], saved: Mapping[str, Any], may_differ: Collection[str]
+) -> None:
     """Raise `DDError` if a checkpoint was made with other settings, and name them."""
     names = [k for k in {**settings, **saved} if settings.get(k) != saved.get(k)]
-    if names:
+    if names := [name for name in names if name not in may_differ]:
         raise DDError(
             f"{path} was made with another {', '.join(names)}; use another folder, or resume=False"
+        )
+
+
+def check_within(path: Path, config: DistillConfig, done: int, kept: Collection[int]) -> None:
+    """Raise `DDError` if a checkpoint is beyond the iterations, or a snapshot, that are asked for
+    now.
+    """
+    if done > config.iterations:
+        raise DDError(
+            f"{path} is at iteration {done}; asked for: {config.iterations}; needed: no fewer, "
+            "another folder, or resume=False"
+        )
+    past = [k for k in config.snapshots if k <= done and k not in kept]
+    if past:
+        raise DDError(
+            f"{path} is at iteration {done} and has kept the sets at {sorted(kept) or 'none'}; "
+            f"asked for: {past}; use another folder, or resume=False"
         )
 
 

@@ -276,6 +276,29 @@ def test_finished_run_is_read_back(tmp_path, data, monkeypatch):
     assert_same_run(run(data, tmp_path, snapshots=(0, 2)), first)
 
 
+@pytest.mark.parametrize("first", [{}, {"snapshots": (0, 2)}, {"iterations": 2}])
+def test_a_finished_run_goes_on_to_more_iterations(tmp_path, data, first):
+    run(data, tmp_path, **first)
+    kept = first.get("snapshots", ())
+    longer = {"iterations": 7, "snapshots": (*kept, 6)}
+    with stopped_at("match", 2):
+        run(data, tmp_path, **longer)
+    assert_same_run(run(data, tmp_path, **longer), run(data, **longer))
+    again = run(data, tmp_path, iterations=7, snapshots=(first.get("iterations", 4), 7))
+    assert_same_run(again, run(data, iterations=7, snapshots=(first.get("iterations", 4), 7)))
+
+
+def test_a_run_of_one_s_own_parts_does_not_go_on(tmp_path, data):
+    """They may count on the number of iterations, for a schedule of theirs."""
+
+    class Mine(Gradient):
+        pass
+
+    distill(config(iterations=2), data, store=tmp_path, objective=Mine, progress=False)
+    with refused("made with another iterations"):
+        distill(config(iterations=3), data, store=tmp_path, objective=Mine, progress=False)
+
+
 def test_without_resume_it_starts_anew(tmp_path, data, monkeypatch):
     first = run(data, tmp_path)
     again = distill(config(), data, store=tmp_path, resume=False, progress=False)
@@ -288,10 +311,10 @@ def test_without_resume_it_starts_anew(tmp_path, data, monkeypatch):
     ("changes", "names"),
     [
         ({"lr_images": 0.2}, ["lr_images"]),
-        ({"iterations": 5}, ["iterations"]),
+        ({"iterations": 3}, ["is at iteration 4", "asked for: 3"]),
         ({"seed": 1, "inner": 3}, ["seed", "inner"]),
         ({"main_prob": 0.5}, ["main_prob"]),
-        ({"snapshots": (1,)}, ["snapshots"]),
+        ({"snapshots": (1, 4)}, ["kept the sets at [4]", "asked for: [1]"]),
     ],
 )
 def test_checkpoint_of_other_settings_is_refused(tmp_path, data, changes, names):
