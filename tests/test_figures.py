@@ -80,6 +80,9 @@ def test_bars_are_means_of_images_and_arms_and_diverged_nets_are_counted():
     assert "n = 2×2 (sets × nets); whiskers: 95% interval; ✕ diverged" in title_of(figure)
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert ticks == ["ConvNet", "VGG11", "MyNet"]  # the paper's order, then others
+    rows = pd.concat([kd, bad, rows_of({("random_real", "CE"): 15.0}), good])
+    drawn = figures.bars(rows, "title").axes[0].patches[::3]  # free images first, arm by arm
+    assert [bar.get_height() for bar in drawn] == pytest.approx([15.55, 20.55, 30.55, 25.55])
     figure = figures.bars(rows_of({BASELINE: lambda net, d, e: 50.0 + 40 * d}), "title")
     assert figure.axes[0].get_ylim()[1] == 100 and title_of(figure).endswith("cut at the frame")
 
@@ -89,12 +92,12 @@ def test_curves_go_through_the_means_and_two_points_are_none():
     real = rows_of({("random_real", "CE"): 15.0}, ("ConvNet",))
     rows = pd.concat([*at.values(), real])
     figure = figures.accuracy_curves(rows, "iteration", "k", "title")
-    curve, level = figure.axes[0].lines
+    level, curve = figure.axes[0].lines
     assert curve.get_xydata()[:, 1] == pytest.approx([21.55, 22.55, 23.55])
     assert set(level.get_ydata()) == {15.55}
-    assert labels_of(figure) == ["baseline, n = 2×2", "random real images, n = 2×2"]
+    assert labels_of(figure) == ["random real images, n = 2×2", "baseline, n = 2×2"]
     assert figure.axes[0].get_ylabel() == "test accuracy (%)"
-    assert figures.curves(rows, "title").axes[0].lines[0].get_xydata()[:, 0].tolist() == [1, 2, 3]
+    assert figures.curves(rows, "title").axes[0].lines[1].get_xydata()[:, 0].tolist() == [1, 2, 3]
     points = figures.accuracy_curves(pd.concat([at[1], at[2]]), "iteration", "k", "title")
     assert [line.get_linestyle() for line in points.axes[0].lines] == ["None"]
     assert figures.curves(at[1], "one iteration") is None

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..data import Data
 from ..stats import given_one_set, summarise
 from ..synset import SyntheticSet
+from .selection import ARMS
 from .tables import FREE, WITHOUT_ITERATION, in_order
 
 # Okabe and Ito's colours, safe for colour-blind readers; the paper's images always have the same.
@@ -63,8 +64,11 @@ def finish(figure: Figure, title: str, note: str = "") -> Figure:
 
 
 def palette(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name: its own in `COLOURS`, else one that no other name here has."""
-    names = list(dict.fromkeys(names))
+    """A colour for each name: its own in `COLOURS`, whose names come first, else one that no other
+    name here has.
+    """
+    given = dict.fromkeys(names)
+    names = list(dict.fromkeys([*(name for name in COLOURS if name in given), *given]))
     known = {COLOURS.get(name) for name in names}
     free = cycle([colour for colour in CYCLE if colour not in known])
     return {name: COLOURS.get(name) or next(free) for name in names}
@@ -228,11 +232,16 @@ def curves(rows: pd.DataFrame, title: str) -> Figure | None:
 
 
 def bars(rows: pd.DataFrame, title: str, order: Sequence[str] = ()) -> Figure:
-    """Accuracy per net, a bar per images (colour) and arm (hatch), `order` (`line_names`) first."""
+    """Accuracy per net, a bar per images (colour) and arm (hatch): those of `order` (`line_names`)
+    first, then arm by arm, free images before distilled ones.
+    """
     cells = summarise(rows.assign(line=line_names(rows)), ["line", "images", "arm", "net"])
-    nets, present = in_order(cells["net"]), dict.fromkeys(cells["line"])
+    nets, colours = in_order(cells["net"]), palette(cells["images"])
+    arms = sorted(cells["arm"].unique(), key=lambda arm: (arm not in ARMS, [*ARMS, arm].index(arm)))
+    hatches, kinds = dict(zip(arms, cycle(HATCHES))), cells.drop_duplicates("line")
+    places = zip(kinds["arm"].map(arms.index), kinds["images"].map([*colours].index), strict=True)
+    present = [name for _, name in sorted(zip(places, kinds["line"], strict=True))]
     names = list(dict.fromkeys([*(name for name in order if name in present), *present]))
-    colours, hatches = palette(cells["images"]), dict(zip(cells["arm"].unique(), cycle(HATCHES)))
     figure, (axis,) = panels(1, 7.2, 3.3)
     width = 0.8 / len(names)
     for i, name in enumerate(names):
