@@ -338,8 +338,9 @@ def test_rows_name_what_differs(data):
         plain_row = rows_of(data, ["VGG11"], lambda_tail=zero, results=results, **own).iloc[0]
     assert len(results.frame()) == 1
     assert plain_row[["lambda_tail", "feature_loss", "teacher"]].tolist() == [0.0, "l2", ""]
-    kd = rows_of(data, ["VGG11"], "kd-real", alpha=0.9).iloc[0]
+    kd = rows_of(data, ["VGG11"], "kd-real", alpha=0.9, teacher_lr=0.5).iloc[0]
     assert kd[["teacher", "alpha", "tau"]].tolist() == ["ConvNet", 0.9, 1.5]
+    assert kd["teacher_lr"] is None  # F has a rate of its own, `feature_lr`
     settings = (
         describe_row(random_real(data, 3, 0), PROTOCOLS[name], "VGG11", 0, None, "test", config)
         for name, config in (

@@ -3,7 +3,7 @@
 import itertools
 import shutil
 import threading
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 
 import pandas as pd
 import pytest
@@ -181,6 +181,12 @@ def test_a_task_that_lacks_something_says_what(study):
     real = ImageSet("random_real", ipc=1)
     with refused("tau chosen", "do first: choose tau"):
         run_together([Train(real, "MLP", 1, "kd", "ConvNet", chosen=sweep)], study)
+    first = Sweep(real, "MLP", 1, "ce", None, "lr", (0.005, 0.02))
+    second = replace(sweep, images=real, after=first)
+    last = Train(real, "MLP", 1, "kd", "ConvNet", chosen=second)
+    for task in (second, last):
+        with refused("lr", "do first: choose lr of ce"):
+            run_together([task], study)
     assert not list(study.out.iterdir())
 
 
