@@ -136,13 +136,13 @@ def test_the_released_pool_is_compared_with_the_printed_one_and_kept_out_of_the_
     )
 
 
-def sweep(tau, val, test, seeds=1, **more):
+def sweep(tau, val, test, seeds=1, rates=None, **more):
     parts = [
         study_rows(
             {("main", "KD"): accuracy},
             seeds=seeds,
             n_eval=5,
-            settings={"tau": tau},
+            settings={"tau": tau} | (rates or {}),
             split=split,
             **more,
         )
@@ -153,7 +153,11 @@ def sweep(tau, val, test, seeds=1, **more):
 
 def test_tau_on_test_is_best_on_test_minus_chosen():
     rows = pd.concat(
-        [sweep(1.0, 10, 20), sweep(2.0, 14, 21), sweep(4.0, 12, 22.5)], ignore_index=True
+        [
+            *(sweep(1.0, 10, 20), sweep(2.0, 14, 21), sweep(4.0, 12, 22.5)),
+            sweep(1.0, 60, 70, rates={"lr": 0.02, "teacher_lr": 0.01}),  # a choice of its own
+        ],
+        ignore_index=True,
     )
     found = only(
         audit(rows, SCOPE),
