@@ -228,8 +228,8 @@ def check_same(
     path: Path, settings: Mapping[str, Any], saved: Mapping[str, Any], may_differ: Collection[str]
 ) -> None:
     """Raise `DDError` if a checkpoint was made with other settings, and name them."""
-    names = [k for k in {**settings, **saved} if settings.get(k) != saved.get(k)]
-    if names := [name for name in names if name not in may_differ]:
+    names = [k for k in {**settings, **saved} if k not in may_differ]
+    if names := [name for name in names if settings.get(name) != saved.get(name)]:
         raise DDError(
             f"{path} was made with another {', '.join(names)}; use another folder, or resume=False"
         )

@@ -88,8 +88,8 @@ def teacher_logits(
     """
     teachers = results.teachers
     lr = config.lr if config.teacher_lr is None else config.teacher_lr
-    plain = replace(config, lr=lr, teacher_lr=None, alpha=0.0, tau=1.0)
-    plain = replace(plain, norm=None, options={})  # the norm is the student's
+    # The norm is the student's
+    plain = replace(config, lr=lr, teacher_lr=None, alpha=0.0, tau=1.0, norm=None, options={})
     named = zip(ids_of(pairs), pairs, strict=True)
     keys = [(key, net_class(name), seed, plain, str(data.device)) for key, (_, seed) in named]
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in teachers}

@@ -14,7 +14,7 @@ from ddlib.report.methods import (
     pool_verdicts,
     renamed,
 )
-from ddlib.report.publish import beside_methods
+from ddlib.report.publish import rows_of_methods
 from ddlib.report.selection import images_name
 from ddlib.study import PROFILES
 
@@ -95,7 +95,7 @@ def test_methods_stand_beside_images_that_are_given_at_their_ipc():
         ],
         ignore_index=True,
     )
-    found = beside_methods(rows, PROFILES["paper"])
+    found = rows_of_methods(rows, PROFILES["paper"])
     assert set(zip(found["method"], found["ipc"], found["protocol"], strict=True)) == {
         ("dm", 10, "ce"),
         ("random_real", 10, "ce"),

@@ -97,7 +97,7 @@ CLAIMS = {
         (Comparison("model pool − baseline", POOL, BASELINE, ("model pool", "baseline")),),
     ),
     3: Claim(
-        "KD improves it further (learning rate chosen for cross-entropy, τ for KD)",
+        "KD improves it further (both at the learning rate best for cross-entropy, τ chosen)",
         "mean",
         on_both("KD − CE at the learning rate chosen for CE", "KD, lr chosen", "CE, lr chosen"),
     ),

@@ -116,7 +116,7 @@ def docs_parts(profile: str) -> dict[str, str]:
     rows, scope = committed_rows(profile), scope_of(PROFILES[profile])
     rates = pd.read_csv(RATES).round(2)
     losses = loss_table(compatible(rows, scope), released_compatible(rows, scope))
-    return full_width_parts(beside_methods(rows, PROFILES[profile])) | {
+    return full_width_parts(rows_of_methods(rows, PROFILES[profile])) | {
         "claims": to_markdown(claims_table(profile)),
         "claim map": to_markdown(claim_map(profile)),
         "agreement": to_markdown(agreement_table(compatible(rows, scope))),
@@ -172,14 +172,13 @@ def full_width_parts(rows: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def beside_methods(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+def rows_of_methods(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Rows, plain or augmented cross-entropy, of a profile's methods and of images that are given
     at the same ipc.
     """
     own = rows["method"].isin(list(profile.methods))
-    beside = rows["method"].isin({*GIVEN} - {RELEASED_SETS, "full_data"}) & rows["ipc"].isin(
-        rows.loc[own, "ipc"]
-    )
+    beside = rows["method"].isin({*GIVEN} - {RELEASED_SETS, "full_data"})
+    beside &= rows["ipc"].isin(rows.loc[own, "ipc"])
     return rows[(own | beside) & (rows["protocol"] == "ce")]
 
 

@@ -31,6 +31,7 @@ WITH_POOL = ", model pool"
 POOLS = {"": "", "main": "", "main_plus_similar": WITH_POOL}
 RELEASED_POOL = "model pool as released"
 ARMS = ("CE", "CE, lr chosen", "KD", "KD, lr chosen", "½ CE", "released KD", "CE, augmented")
+NAN = float("nan")
 SETTING = ["epochs", "batch", "momentum", "weight_decay", "norm", "precision"]
 
 
@@ -55,12 +56,12 @@ def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     plain, swept = tested["augment"] == "", rows[rows["augment"] == ""]
     usual_lr = tested["lr"] == default.lr
     at_default, at_chosen = plain & usual_lr, plain & at_chosen_lr(tested, swept)
+    usual, tuned = at_usual_lr(swept), swept[at_chosen_lr(swept, swept)]
     parts = {
         "CE": (protocol == "ce") & at_default,
-        "CE, lr chosen": plain & has_chosen(tested, swept, "ce", "lr"),
-        "KD": at_default & has_chosen(tested, at_usual_lr(swept), "kd", "tau", default.tau),
-        "KD, lr chosen": at_chosen
-        & has_chosen(tested, swept[at_chosen_lr(swept, swept)], "kd", "tau"),
+        "CE, lr chosen": at_chosen & did_not_choose(tested, swept, "ce", "lr"),
+        "KD": at_default & at_chosen_tau(tested, usual, default.tau),
+        "KD, lr chosen": at_chosen & at_chosen_tau(tested, tuned),
         "½ CE": released & ~with_teacher & at_default,
         "released KD": released & with_teacher & at_default & (tested["tau"] == default.tau),
         "CE, augmented": (protocol == "ce") & (tested["augment"] == "dsa") & usual_lr,
@@ -99,38 +100,38 @@ def at_usual_lr(rows: pd.DataFrame) -> pd.DataFrame:
 
 def at_chosen_lr(rows: pd.DataFrame, swept: pd.DataFrame) -> pd.Series:
     """Whether each row is at the learning rate that was chosen for plain cross-entropy."""
-    return at_chosen_value(rows, swept, "ce", "lr")
+    return at_chosen_value(rows, choices(swept, "ce", "lr"), "lr")
+
+
+def at_chosen_tau(rows: pd.DataFrame, swept: pd.DataFrame, otherwise: float = NAN) -> pd.Series:
+    """Whether each row is of KD at the temperature that was chosen, `otherwise` where none was, and
+    of a net that did not choose it.
+    """
+    at = at_chosen_value(rows, choices(swept, "kd", "tau"), "tau", otherwise)
+    return at & did_not_choose(rows, swept, "kd", "tau")
 
 
 def at_chosen_value(
-    rows: pd.DataFrame,
-    swept: pd.DataFrame,
-    protocol: str,
-    setting: str,
-    fallback: float = float("nan"),
+    rows: pd.DataFrame, chosen: pd.DataFrame, setting: str, otherwise: float = NAN
 ) -> pd.Series:
-    """Whether each row has the value of a setting that was chosen for its cell, under a protocol;
-    `fallback`: the value where nothing was.
-    """
-    values = choices(swept, protocol, setting).set_index(CELL)["chosen"].to_dict()
-    needed = [values.get(cell, fallback) for cell in rows[CELL].itertuples(index=False, name=None)]
+    """Whether each row has the value of a setting that was `chosen` (`choices`) for its cell."""
+    values = chosen.set_index(CELL)["chosen"].to_dict()
+    cells = rows[CELL].itertuples(index=False, name=None)
+    needed = [values.get(cell, otherwise) for cell in cells]
     return rows[setting].astype(float) == pd.Series(needed, index=rows.index, dtype=float)
 
 
-def has_chosen(
-    rows: pd.DataFrame,
-    swept: pd.DataFrame,
-    protocol: str,
-    setting: str,
-    fallback: float = float("nan"),
+def did_not_choose(
+    rows: pd.DataFrame, swept: pd.DataFrame, protocol: str, setting: str
 ) -> pd.Series:
-    """Whether each row is of a protocol, `at_chosen_value`, and of a net that did not choose."""
-    has = at_chosen_value(rows, swept, protocol, setting, fallback)
+    """Whether each row is of a protocol, and of a net that tried no other value of its setting on
+    validation images.
+    """
     nets = [*TRIAL, "net"]
     trials = swept[(swept["protocol"] == protocol) & (swept["split"] == "val")]
     tried = trials.groupby(nets)[setting].nunique()
     chose = pd.MultiIndex.from_frame(rows[nets]).isin(tried[tried > 1].index)
-    return (rows["protocol"] == protocol) & has & ~chose
+    return (rows["protocol"] == protocol) & ~chose
 
 
 def comparable(rows: pd.DataFrame) -> pd.DataFrame:

@@ -291,10 +291,8 @@ def elf(step: Step) -> list[Task]:
     profile = step.profile
     if not profile.elf_nets or step.iteration != profile.iterations:
         return []
-    which = profile.elf_method, POOLS[0]
-    last = profile.reported_of(profile.elf_method)[-1]
-    sets = [images for images in method_sets(step) if (images.method, images.pool) == which]
-    sets = [images for images in sets if images.iteration == last]
+    which = profile.elf_method, POOLS[0], profile.reported_of(profile.elf_method)[-1]
+    sets = [s for s in method_sets(step) if (s.method, s.pool, s.iteration) == which]
     trained: Pairs = (("feature_epochs", profile.feature_epochs),)
     trained += (("feature_images", profile.feature_images),)
     arms: list[tuple[str, str | None, Pairs]] = [("ce", None, ()), ("kd-real", TEACHER, trained)]
