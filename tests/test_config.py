@@ -330,6 +330,10 @@ def test_parsed_settings_make_a_profile():
     profile = get_profile("quick", parse_settings(pairs))
     assert (profile.ipcs, profile.taus, profile.outer) == ((1, 10), (1.0, 2.0), None)
     assert (profile.pools, profile.seeds) == (("main",), (7,))
+    pair = 'methods={"dm": {"method": "dm", "iterations": 3, "options": {"dm_scale": "main"}}}'
+    config = get_profile("quick", parse_settings([pair])).distill_config("main", 0, method="dm")
+    assert (config.method, config.iterations) == ("dm", 3)
+    assert config.options == {"dm_scale": "main"}
 
 
 @pytest.mark.parametrize("pair", ["iterations", "iterations 5", ""])

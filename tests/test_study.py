@@ -444,12 +444,18 @@ def test_everything_is_written_below_out(whole):
     )
 
 
-def test_published_sets_are_the_latest_of_both_methods(study):
+def test_published_sets_are_the_latest_of_each_method(tmp_path):
+    study = make(tmp_path, methods={"dm": {"method": "dm", "iterations": 3, "snapshots": [2]}})
     last = {"main": 4, "main_plus_similar": 2, "total_random": 2}
-    run_plan(study, [ImageSet("dc", pool, 1, 0, k) for pool, k in last.items()], say=None)
+    sets = [ImageSet("dc", pool, 1, 0, k) for pool, k in last.items()]
+    run_plan(study, [*sets, ImageSet("dm", "main", 1, 0, 2)], say=None)
     study.publish_sets(study.out / "paper")
-    sets = [ddlib.load_synset(p) for p in (study.out / "paper" / "sets").glob("*.safetensors")]
-    assert {s.config["pool"]: s.iteration for s in sets} == {"main": 4, "main_plus_similar": 2}
+    names = {path.stem for path in study.written if path.suffix == ".safetensors"}
+    ends = {"ipc1-main": 4, "ipc1-main_plus_similar": 2, "dm-ipc1-main": 2}
+    assert names == {f"{study.name}-{place}-s0" for place in ends}
+    for place, iteration in ends.items():
+        path = study.out / "paper" / "sets" / f"{study.name}-{place}-s0.safetensors"
+        assert ddlib.load_synset(path).iteration == iteration
 
 
 def test_out_can_come_from_the_environment(tmp_path, monkeypatch):

@@ -324,7 +324,7 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, object]:
 
 def parse_value(text: str) -> object:
     """One value of `parse_settings`."""
-    if "," in text and not text.startswith("["):
+    if "," in text and not text.startswith(("[", "{")):
         return [parse_value(part.strip()) for part in text.split(",") if part.strip()]
     try:
         return json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))

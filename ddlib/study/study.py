@@ -155,14 +155,18 @@ class Study:
             self.written += [target / "sets.csv", target / "rows.csv"]
 
     def publish_sets(self, folder: Path) -> None:
-        """Save the first seed's latest set of both methods to `folder`/sets."""
-        p = self.profile
-        for ipc in (*p.ipcs, *p.later_ipcs):
-            for pool in POOLS:
-                sets = [ImageSet("dc", pool, ipc, p.seeds[0], k) for k in p.reported]
-                path = folder / "sets" / f"{self.name}-ipc{ipc}-{pool}-s{p.seeds[0]}.safetensors"
-                for images in [images for images in sets if self.has(images)][-1:]:
-                    self.written.append(self.load(images).save(path))
+        """Save the first seed's latest set of each method and ipc, of the main model alone and of
+        the model pool, to `folder`/sets.
+        """
+        p, latest = self.profile, {}
+        sets = [task for task in plan(p) if isinstance(task, ImageSet) and not task.changes]
+        for one in sorted(sets, key=lambda one: one.iteration):
+            if one.pool in POOLS and one.seed == p.seeds[0] and self.has(one):
+                method = "" if one.method == "dc" else f"-{one.method}"
+                latest[f"{self.name}{method}-ipc{one.ipc}-{one.pool}-s{one.seed}"] = one
+        for name, one in latest.items():
+            path = folder / "sets" / f"{name}.safetensors"
+            self.written.append(self.load(one).save(path))
 
     def published_sets(self) -> dict[str, SyntheticSet]:
         """The committed sets of this study at its smallest ipc, if there are any, by label."""
