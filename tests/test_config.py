@@ -126,6 +126,10 @@ def test_changes_reach_the_configs():
         ({"full_epochs": 0}, ("0", "at least 1")),
         ({"val_fraction": 2.0}, ("val_fraction is 2.0", "0.9")),
         ({"width_factor": 0.0}, ("width_factor", "0.0", "0.01 to 8")),
+        ({"methods": {"dm": 3}}, ("methods is {'dm': 3}", "dict[str, dict[str, Any]]")),
+        ({"methods": {"dm": {"metod": "dm"}}}, ("'metod'", "did you mean 'method'")),
+        ({"method_protocols": "kdd"}, ("'kdd'", "ce, kd")),
+        ({"coreset_images": -1}, ("coreset_images is -1", "at least 0")),
     ],
     ids=lambda value: (
         ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""

@@ -112,6 +112,8 @@ def test_parts_make_up_the_plan_and_share_what_they_have_in_common():
     assert all(plain in parts[name] for name in ("table4", "table5", "curve"))
     with refused("'table6'", "table5"):
         plan(PAPER, "table6")
+    with refused("'table6'", "table5"):
+        plan(get_profile("quick", {"parts": ["table4", "table6"]}))
 
 
 def test_released_sets_are_trained_on_under_every_protocol():

@@ -319,10 +319,10 @@ def plan(profile: Profile, part: str | None = None, n: int | None = None) -> lis
     if n is not None:
         check_range("n", n, 1, RANGES["n_eval"][1])
         profile = replace(profile, n_eval=n, n_audit=min(n, profile.n_audit))
-    if part:
-        check_choice("part", part, PARTS)
-    first, rest, late = profile.seeds[:1], profile.seeds[1:], profile.later_ipcs
     parts = (part,) if part else profile.parts
+    for name in parts:
+        check_choice("part", name, PARTS)
+    first, rest, late = profile.seeds[:1], profile.seeds[1:], profile.later_ipcs
     by_ipc = [name for name in parts if name in BY_IPC]
     once = [name for name in parts if name not in BY_IPC]
     order = [(by_ipc, profile.ipcs, first), (by_ipc, profile.ipcs, rest)]

@@ -104,12 +104,16 @@ class Profile:
                 self.distill_config(pool, 0, method=name)
         for augment in self.augments:
             operations_of(augment)
+        for protocol in self.method_protocols:
+            check_choice("protocol of methods", protocol, ("ce", "kd"))
         for name in self.coresets:
             check_choice("coreset", name, CORESETS)
         for net in (*self.nets, *self.full_nets, *self.method_nets, *self.elf_nets):
             net_class(net)
         for name in ("n_audit", "n_sweep", "full_epochs", "feature_epochs", "coreset_epochs"):
             check_range(name, getattr(self, name), 1)
+        for name in ("coreset_images", "feature_images", "augmented_epochs"):
+            check_range(name, getattr(self, name), 0)
         check_range("iterations", self.iterations, 1)
         check_range("val_fraction", self.val_fraction, 0, 0.9)
         for value in self.main_probs:

@@ -115,6 +115,9 @@ def fits(value: Any, hint: Any) -> bool:
             return False
         kinds = items[:1] * len(value) if items[1:] == (...,) else items
         return len(kinds) == len(value) and all(map(fits, value, kinds))
+    if origin is dict:
+        entries = value.items() if isinstance(value, dict) else ()
+        return isinstance(value, dict) and all(all(map(fits, pair, items)) for pair in entries)
     if origin in (abc.Sequence, abc.Iterable, abc.Collection, list) and items:
         held = value if isinstance(value, list | tuple) else ()
         right = isinstance(value, origin) and not isinstance(value, str | bytes)
