@@ -11,6 +11,7 @@ from ddlib.report.audit import (
     CLAIMS,
     CONTRADICTED,
     GAIN,
+    INCOMPLETE,
     LOSS,
     MISSING,
     MIXED,
@@ -24,6 +25,7 @@ from ddlib.report.audit import (
     claim_cells,
     claims,
     compatible,
+    noise_of_mean,
     outcome,
     outcome_counts,
     sentence,
@@ -226,12 +228,13 @@ def test_outcome_of_a_cell(effect, word):
         ("every", [2, 3, 0.5], SUPPORTED),  # it is, but the net gains
         ("every", [2, 3, cell(0.0, 0.0)], UNDECIDED),  # no net differs: perhaps none has learned
         ("every", [2, 3, cell(1.0, 1.0)], UNDECIDED),
-        ("every", [2, 3, None], UNDECIDED),  # never supported with a part of the scope missing
+        ("every", [2, 3, None], INCOMPLETE),  # never supported with a part of the scope missing
         ("every", [2, None, -2], CONTRADICTED),
         ("every", [None, None, None], MISSING),
         ("mean", [2, 3, 4], SUPPORTED),
         ("mean", [4, 0.5, 0.5], SUPPORTED),
-        ("mean", [2, 3, None], UNDECIDED),
+        ("mean", [2, 3, None], INCOMPLETE),
+        ("mean", [0.1, 0.0, None], INCOMPLETE),
         ("mean", [0.1, 0.0, -0.1], CONTRADICTED),
         ("mean", [-3, -2, 0.0], CONTRADICTED),
         ("mean", [4, 3, -2], MIXED),  # the mean gains, a net loses
@@ -264,8 +267,45 @@ def test_a_cell_without_interval_is_not_measured():
     thin = (cells["claim"] == 1) & (cells["net"] == "MLP")
     cells.loc[thin, ["low", "high", "se", "df"]] = [np.nan, np.nan, np.nan, 0]
     first = claims(cells).set_index("number").loc[1]
-    assert (first["verdict"], first["measured"]) == (UNDECIDED, "5 of 6")
+    assert (first["verdict"], first["measured"]) == (INCOMPLETE, "5 of 6")
     assert "MLP" not in first["evidence"]
+
+
+def test_a_mean_says_of_which_nets_it_is():
+    """Only seeds that all cells have count, so that it is not the mean of the cells beside it."""
+    cells = claim_cells(make_rows(), SCOPE)
+    wide = (cells["claim"] == 2) & (cells["net"] == "MLP")
+    cells.loc[wide, "n"] = "2×7"
+    text = claims(cells).set_index("number").loc[2, "evidence"]
+    assert "mean +3.0 [+3.0, +3.0] over the 2×2 nets that all cells have; n 2×7 or 2×2." in text
+
+
+@pytest.mark.parametrize("nets", [5, 20])
+def test_a_figure_printed_from_such_nets_agrees_in_95_of_100(nets):
+    """Ours of so many nets on one set, theirs the mean of ten that scatter alike."""
+    generator, found = np.random.default_rng(0), []
+    for _ in range(2000):
+        own, theirs = generator.normal(20, 3, nets), generator.normal(20, 3, 10)
+        cell = interval(pd.DataFrame({"seed": 0, "accuracy": own}))
+        found.append(agrees(cell, theirs.mean(), noise_of_mean(cell)))
+    assert 0.935 < found.count("yes") / len(found) < 0.965
+
+
+def test_several_sets_allow_for_that_of_the_printed_figure():
+    generator, found = np.random.default_rng(0), []
+    for _ in range(2000):
+        *own, theirs = generator.normal(20, 3, 6)  # means of sets
+        cell = interval(pd.DataFrame({"seed": range(5), "accuracy": own}))
+        found.append(agrees(cell, theirs, noise_of_mean(cell)))
+    assert 0.935 < found.count("yes") / len(found) < 0.965
+
+
+def test_a_set_is_good_for_all_nets_or_for_none():
+    """Where one set is read as its method, the mean over nets is wrong as often as one net."""
+    truths = {"1 point": [1.0] * 5}
+    found = simulate_verdicts(truths, [(1, 20)], (0.0, 0.5), 1.2, 300).query("rule == 'mean'")
+    alone, shared = found["contradicted"]
+    assert alone < 0.05 < 0.15 < shared
 
 
 def test_claims_by_the_rule():

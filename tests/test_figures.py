@@ -10,7 +10,7 @@ from ddlib.data import random_real
 from ddlib.report import figures
 from ddlib.report.audit import Scope, audit
 from ddlib.report.selection import arms
-from ddlib.report.tables import table
+from ddlib.report.tables import in_order, table
 from ddlib.stats import paired_difference, summarise
 from ddlib.view.look import nearest
 
@@ -147,8 +147,8 @@ def test_without_an_interval_there_is_a_point_and_no_bar():
         )
         figure = figures.difference_plot({"pool": cells}, "title")
         assert words in title_of(figure)
-        hollow = [c for c in figure.axes[0].collections if c.get_label().startswith("it does not")]
-        assert len(hollow[0].get_offsets()) == (3 if rows is few else 0)
+        hollow = [c for c in figure.axes[0].collections if c.get_label().startswith("too few")]
+        assert [len(one.get_offsets()) for one in hollow] == ([3] if rows is few else [])
 
 
 def test_heat_map_colours_compare_within_a_net():
@@ -181,13 +181,27 @@ def test_differences_stand_at_their_means_filled_where_clear():
     pairs = {name: paired_difference(*side) for name, side in sides.items()}
     figure = figures.difference_plot(pairs, "title")
     clear, unclear, loss = ({c.get_label(): c for c in axis.collections} for axis in figure.axes)
-    filled, hollow = "interval excludes 0", "it does not, or there is none"
+    filled, hollow = "interval excludes 0", "interval holds 0"
     assert clear[filled].get_offsets()[:, 0].tolist() == pytest.approx([2.0] * 3)
     assert loss[filled].get_offsets()[:, 0].tolist() == pytest.approx([-2.0] * 3)
     assert len(unclear[filled].get_offsets()) == 0 and len(unclear[hollow].get_offsets()) == 3
     assert labels_of(figure) == [filled, hollow]
     assert "cut at the frame" in title_of(figure) and figure.axes[0].get_xlim()[1] < 60
-    assert figure.axes[0].get_title(loc="left").endswith("n = 2×2")
+    assert figure.axes[0].get_title(loc="left").endswith("n\xa0=\xa02×2")
+
+
+def test_a_difference_without_interval_or_of_diverged_nets_has_a_mark_of_its_own():
+    pool, baseline = rows_of({POOL: lambda net, d, e: 22.0 + d}), rows_of({BASELINE: 20.0})
+    cells = paired_difference(pool, baseline)
+    cells.loc[0, ["low", "high"]] = np.nan
+    cells["diverged"] = [0, 2, 0]
+    (axis,) = figures.difference_plot({"a": cells}, "title").axes
+    marks = {c.get_label(): c.get_offsets().tolist() for c in axis.collections if c.get_label()}
+    places = [in_order(cells["net"]).index(net) for net in cells["net"]]
+    assert [y for _, y in marks["too few for an interval"]] == [places[0]]
+    assert [(text.get_text(), text.xy) for text in axis.texts] == [
+        ("✕", (cells["mean"][1], places[1]))
+    ]
 
 
 def test_where_nothing_differs_the_axis_is_a_point_wide_and_it_is_said():

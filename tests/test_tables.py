@@ -361,12 +361,24 @@ def test_with_which_loss_printed_figures_agree_is_counted():
         [10, "without KD", none, none, none, "2 of 3; not VGG11"],
         [10, "with KD", *[none] * 4],
     ]
-    assert losses_sentences(table) == "\n"
-    with_kd = ours[ours["arm"] == "CE"].assign(printed="KD")
-    assert losses_sentences(loss_table(ours, pd.concat([theirs, ours, with_kd]))) == (
-        "At ipc 1 half a cross-entropy agrees, on the authors' sets, with 1 of 2 figures printed "
-        "without KD and 0 of 4 printed with it, a whole one with 2 of 3 and 2 of 3.\n"
+
+
+def test_where_two_losses_agree_with_other_figures_is_named():
+    """Figures not measured under both are left out, and so is an ipc with few of them."""
+    printed, nets = ["baseline", "KD", "model pool", "model pool + KD"], ["MLP", "LeNet", "VGG11"]
+    cells = [(name, arm, net) for name in printed for arm in ("½ CE", "CE") for net in nets]
+    theirs = pd.DataFrame(cells, columns=["printed", "arm", "net"])
+    theirs = theirs.assign(ipc=1, iteration=1000, agrees="yes")
+    other = (theirs["net"] == "LeNet") & (theirs["arm"] == "CE") & (theirs["printed"] == "KD")
+    theirs.loc[other, "agrees"] = "no"
+    theirs = theirs.drop(index=0)  # half a cross-entropy of one figure
+    few = theirs.head(12).assign(ipc=10)
+    assert losses_sentences(pd.concat([theirs, few])) == (
+        "At ipc 1 half a cross-entropy agrees, on the authors' sets, with 5 of 5 figures printed "
+        "without KD and 6 of 6 printed with it, a whole one with 5 of 5 and 5 of 6; they differ "
+        "on LeNet.\n"
     )
+    assert losses_sentences(few) == "\n"
 
 
 def test_what_markdown_would_take_for_a_column_is_escaped():

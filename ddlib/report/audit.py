@@ -16,7 +16,7 @@ import pandas as pd
 from ..choose import CELL, choices
 from ..stats import LEVEL, UNIT, WITHIN, given, holm, interval, p_above, p_below, pair
 from ..support.rng import stream
-from .published import printed_accuracy, printed_noise, read_published
+from .published import NETS_PUBLISHED, printed_accuracy, printed_noise, read_published
 from .selection import arms, at_usual_lr, comparable, images_of
 from .tables import FREE, NETS, WITHOUT_ITERATION
 
@@ -25,21 +25,23 @@ MARGIN = (
 )
 SIDE = (1 - LEVEL) / 2  # error rate of one side of an interval
 SUPPORTED, CONTRADICTED, MIXED = "supported", "contradicted", "mixed"
-UNDECIDED, MISSING = "undecided", "not measured"
-VERDICTS = (SUPPORTED, CONTRADICTED, MIXED, UNDECIDED)
+UNDECIDED, INCOMPLETE, MISSING = "undecided", "incomplete", "not measured"
+VERDICTS = (SUPPORTED, CONTRADICTED, MIXED, UNDECIDED)  # of which all cells are measured
 GAIN, LOSS, SMALL = "gain", "loss", "below 1 point"
 NO_CELL = {name: float("nan") for name in ("mean", "low", "high", "se")}
 NO_CELL |= {"df": 0, "sets": 0, "n": "", "diverged": 0}
 RULE = """\
 A verdict is for one ipc. Effects are paired differences in points of test accuracy; one that
-matters is at least 1 point. *Every*: supported if all cells are measured and each interval lies
-above 0; else contradicted if in some cell a gain of 1 point is ruled out (one-sided 2.5%, Holm over
-the cells), undecided if not. *Mean* over the nets, each counting alike: supported if all cells are
-measured, the mean's interval lies above 0, it is at least 1 point, and no cell loses (Holm);
-contradicted if a mean of 1 point is ruled out and no cell gains 1 point (Holm); mixed if cells gain
-and others lose, or cells gain although the mean does not, or the mean gains although a cell loses;
-else undecided. *Given one set*: the intervals cover fresh nets on these very images, and the
-verdict is about them, not about the method."""
+matters is at least 1 point. A cell *gains* if it is above 0 (one-sided 2.5%, Holm over the measured
+cells) and estimated at 1 point or more, and *loses* if it is below 0 (Holm). *Every*: supported if
+each cell's interval lies above 0; else contradicted if in some cell a gain of 1 point is ruled out
+(Holm); else undecided. *Mean* over the cells, each counting alike, from the eval seeds that all of
+them have: supported if its interval lies above 0, it is estimated at 1 point or more, and no cell
+loses; contradicted if a mean of 1 point is ruled out and no cell gains; mixed if a cell gains and
+another loses, or a cell gains although a mean of 1 point is ruled out, or the mean would be
+supported but a cell loses; else undecided. *Incomplete*: undecided, and cells are missing, without
+which no claim is supported and no mean judged. *Given one set*: the intervals cover fresh nets on
+these very images, and the verdict is about them, not about the method."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ CLAIMS = {
         on_both("KD − CE at the learning rate chosen for CE", "KD, lr chosen", "CE, lr chosen"),
     ),
     4: Claim(
-        "Main model + similar models is the best pool",
+        "Main model + similar models beats Table 5's two other pools",
         "every",
         tuple(
             Comparison(f"model pool − {other}", POOL, (other, "CE"))
@@ -110,7 +112,7 @@ CLAIMS = {
         ),
     ),
     5: Claim(
-        "The gains are largest on ResNet18",
+        "The gain of pool and KD together is largest on ResNet18",
         "every",
         (
             Comparison(
@@ -224,19 +226,20 @@ def verdict(cells: Sequence[dict], mean: dict, rule: str) -> str:
     if not measured:
         return MISSING
     complete = len(measured) == len(cells)
+    unknown = UNDECIDED if complete else INCOMPLETE
     losses = any(holm([p_below(cell) for cell in measured], SIDE))
     if rule == "every":
         if complete and all(p_above(cell) <= SIDE for cell in measured):
             return SUPPORTED
         too_small = any(holm([p_below(cell, MARGIN) for cell in measured], SIDE))
-        return CONTRADICTED if too_small else UNDECIDED
+        return CONTRADICTED if too_small else unknown
     rejected = holm([p_above(cell) for cell in measured], SIDE)
     gains = any(r and c["mean"] >= MARGIN for r, c in zip(rejected, measured, strict=True))
     improved = complete and p_above(mean) <= SIDE and mean["mean"] >= MARGIN
     not_improved = complete and p_below(mean, MARGIN) <= SIDE
     if (gains and (losses or not_improved)) or (improved and losses):
         return MIXED
-    return SUPPORTED if improved else CONTRADICTED if not_improved else UNDECIDED
+    return SUPPORTED if improved else CONTRADICTED if not_improved else unknown
 
 
 def mean_of(rows: Sequence[pd.DataFrame], nets: Iterable[str]) -> dict:
@@ -313,8 +316,9 @@ def evidence(measured: Sequence[dict], mean: dict) -> str:
     for name in dict.fromkeys(cell["comparison"] for cell in measured):
         shown = [f"{c['net']} {effect_text(c)}" for c in measured if c["comparison"] == name]
         texts.append(f"{name}: {', '.join(shown)}")
-    average = f"; mean {effect_text(mean)}" if mean["n"] else ""
     n = " or ".join(dict.fromkeys(cell["n"] for cell in measured))
+    average = f"; mean {effect_text(mean)}" if mean["n"] else ""
+    average += f" over the {mean['n']} nets that all cells have" * (mean["n"] not in ("", n))
     return f"{'; '.join(texts)}{average}; n {n}."
 
 
@@ -400,6 +404,15 @@ def agrees(cell: dict, printed: float, noise: float) -> str:
     return "yes" if abs(cell["mean"] - printed) <= half else "no"
 
 
+def noise_of_mean(cell: dict) -> float:
+    """Half of the 95% interval of a published mean (of `NETS_PUBLISHED` nets on one set) whose nets
+    and sets scatter as those of a cell.
+    """
+    units = cell["df"] + 1  # sets; of one set, its nets
+    half = cell["high"] - cell["mean"]
+    return float(half * np.sqrt(units if cell["sets"] > 1 else units / NETS_PUBLISHED))
+
+
 def is_full_scale(rows: pd.DataFrame) -> bool:
     """Whether sizes compare with the paper's: its widths of nets and sets."""
     return bool((rows["width"] >= 128).all() and (rows["width_factor"] >= 1).all())
@@ -416,8 +429,9 @@ def compatible(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
     arm, at the paper's scale.
 
     Columns: ipc, iteration, printed (method), net, published, arm, mean, low, high (our interval
-    widened by the noise of the printed mean), n, agrees. Our images are not the authors': sets of
-    one method differ, which no interval here covers. At the scope's first iteration.
+    widened by the noise that a printed mean has if its nets scatter as this arm's), n, agrees. Our
+    images are not the authors': sets of one method differ, which no interval of one set covers. At
+    the scope's first iteration.
     """
     tested, table4, lines = arms(rows), read_published(4), []
     if not is_full_scale(rows) or set(rows["dataset"]) != {"cifar10"}:
@@ -430,27 +444,12 @@ def compatible(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
         for method, (net, cell) in product(methods, cells.items()):
             printed = printed_accuracy(table4, ipc, at, method, net)
             if cell["df"] and not np.isnan(printed):
-                half = float(
-                    np.hypot(cell["high"] - cell["mean"], printed_noise(net, ipc, means=1))
-                )
-                bounds = {
-                    "mean": cell["mean"],
-                    "low": cell["mean"] - half,
-                    "high": cell["mean"] + half,
-                }
-                start = {
-                    "ipc": ipc,
-                    "iteration": at,
-                    "printed": method,
-                    "net": net,
-                    "published": printed,
-                }
-                lines.append(
-                    start
-                    | {"arm": arm}
-                    | bounds
-                    | {"n": cell["n"], "agrees": agrees(cell, printed, printed_noise(net, ipc, 1))}
-                )
+                noise = noise_of_mean(cell)
+                half = float(np.hypot(cell["high"] - cell["mean"], noise))
+                start = {"ipc": ipc, "iteration": at, "printed": method, "net": net}
+                bounds = {"low": cell["mean"] - half, "high": cell["mean"] + half, "n": cell["n"]}
+                start |= {"published": printed, "arm": arm, "mean": cell["mean"]} | bounds
+                lines.append(start | {"agrees": agrees(cell, printed, noise)})
     return pd.DataFrame(lines, columns=list(COMPATIBLE))
 
 
@@ -522,8 +521,8 @@ def simulate_verdicts(
     and spread of the sets.
 
     `shapes`: (sets, nets on each). `sd_nets`, `spreads`: standard deviations (points) of the paired
-    difference between nets of one set (or one for each architecture) and between sets; a spread of
-    0 is the question that "given one set" asks.
+    difference between nets of one set (or one for each architecture) and between sets, all
+    architectures alike: a good set is good for many. A spread of 0 is what "given one set" asks.
     """
     lines = []
     for (truth, effects), (sets, nets), spread in product(truths.items(), shapes, spreads):
@@ -531,7 +530,7 @@ def simulate_verdicts(
         shape = (runs, len(effects), sets, nets)
         scatter = np.broadcast_to(sd_nets, len(effects))[:, None, None]
         values = np.array(effects)[:, None, None] + scatter * generator.standard_normal(shape)
-        values += spread * generator.standard_normal((*shape[:3], 1))
+        values += spread * generator.standard_normal((runs, 1, sets, 1))
         start = {"truth": truth, "n": f"{sets}×{nets}", "sd of sets": spread}
         for rule in ("every", "mean"):
             found = [

@@ -366,7 +366,7 @@ def effects(lines: pd.DataFrame, title: str) -> Figure | None:
     size = (3.6 if len(groups) < 3 else 2.5, 0.32 * len(nets) + 1.1)
     figure, axes = panels(len(groups), *size, sharex=True, sharey=True)
     for axis, group in zip(axes, groups, strict=True):
-        draw_effects(axis, group, nets)
+        draw_effects(axis, group, nets, wrap=30 if len(groups) > 2 else 38)
     axes[0].set_yticks(range(len(nets)), nets)
     ends = limits(measured, [-1, 1, *drawn.get("published", [])])
     axes[0].set(ylim=(len(nets) - 0.4, -0.6), xlim=ends)
@@ -375,8 +375,8 @@ def effects(lines: pd.DataFrame, title: str) -> Figure | None:
     return finish(figure, title, note(measured) + ", cut at the frame" * bool(cut) + missing)
 
 
-def draw_effects(axis: Axes, lines: pd.DataFrame, nets: Sequence[str]) -> None:
-    """One panel of `effects`."""
+def draw_effects(axis: Axes, lines: pd.DataFrame, nets: Sequence[str], wrap: int) -> None:
+    """One panel of `effects`, its title in lines of up to `wrap` letters."""
     cells = lines[lines["n"] != ""]
     first, y = cells.iloc[0], cells["net"].map(nets.index)
     clear = (cells["low"] > 0) | (cells["high"] < 0)
@@ -387,13 +387,22 @@ def draw_effects(axis: Axes, lines: pd.DataFrame, nets: Sequence[str]) -> None:
     axis.errorbar(cells["mean"], y, xerr=errors(cells), fmt="none", ecolor=BLUE, elinewidth=1.5)
     dots = {"s": 34, "edgecolors": BLUE, "zorder": 3}
     axis.scatter(cells["mean"][clear], y[clear], c=BLUE, **dots, label="interval excludes 0")
-    label = "it does not, or there is none"
-    axis.scatter(cells["mean"][~clear], y[~clear], c="white", **dots, label=label)
+    bare, diverged = cells["low"].isna(), cells["diverged"] > 0
+    holds = ~clear & ~bare
+    axis.scatter(cells["mean"][holds], y[holds], c="white", **dots, label="interval holds 0")
+    if bare.any():
+        dots |= {"s": 16, "edgecolors": GREY, "marker": "D"}
+        axis.scatter(
+            cells["mean"][bare], y[bare], c="white", **dots, label="too few for an interval"
+        )
+    above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "size": 7}
+    for place in zip(cells["mean"][diverged], y[diverged], strict=True):
+        axis.annotate("✕", place, **above)
     if (cells[["mean", "se"]].abs().fillna(0) < 1e-9).all(axis=None):
         axis.text(0.98, 0.04, "no difference", transform=axis.transAxes, ha="right", fontsize=9)
     where = "".join(f"{key} {first[key]}, " for key in ("ipc", "iteration") if key in lines)
-    name = textwrap.fill(first["comparison"].replace("\n", " "), 37)
-    below = textwrap.fill(where + n_text(cells), 38)
+    name = textwrap.fill(first["comparison"].replace("\n", " "), wrap)
+    below = textwrap.fill(where + n_text(cells).replace(" ", "\xa0"), wrap)  # keeps n in a line
     axis.set(title=f"{name}\n{below}", xlabel="points of test accuracy")
     axis.tick_params(labelbottom=True)
 

@@ -24,7 +24,7 @@ from ..support.errors import DDError, check_choice, first_line
 from ..support.store import ROOT, dumps, write_atomic
 from ..synset import SyntheticSet, load_synset
 from . import audit, figures, published, tables
-from .publish import choice_table, scope_of
+from .publish import RATES, choice_table, rates_shown, scope_of
 from .selection import comparable
 
 PAPER = ROOT / "paper"
@@ -71,8 +71,7 @@ def build(
     write_csv(published.stored_against_printed(), folder / "stored.csv")
     write_csv(published.stored_pool_effect(), folder / "pool-effect.csv")
     write_csv(tables.read_published(5), folder / "printed5.csv")
-    rates = PAPER / "tables" / "verdict-rates.csv"
-    write_csv(pd.read_csv(rates) if rates.is_file() else pd.DataFrame(), folder / "rates.csv")
+    write_csv(rates_shown() if RATES.is_file() else pd.DataFrame(), folder / "rates.csv")
     write_atomic(folder / "facts.json", dumps(facts))
     shutil.copy(PAPER / "report.typ", folder / "report.typ")
     return write_atomic(Path(out), compile_typst(folder))
