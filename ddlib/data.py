@@ -26,6 +26,7 @@ from .support.store import check_size
 from .synset import SyntheticSet, fingerprint, rounded
 
 Device = torch.device | str
+VAL_FRACTION = 0.1
 
 
 @public
@@ -72,6 +73,8 @@ class Data:
             if x.ndim != 4 or x.shape[1:] != size or y.shape != x.shape[:1] or size[1] != size[2]:
                 shapes = f"x_{part} is {list(x.shape)}, y_{part} {list(y.shape)}"
                 raise DDError(f"{shapes}; needed: [N, C, side, side] and [N], all of one size")
+            if y.dtype != torch.int64:
+                raise DDError(f"y_{part} is {y.dtype}; needed: int64")
             if len(y):
                 check_labels(f"y_{part}", y, self.classes)
         if (self.y_train.diff() < 0).any():
@@ -95,9 +98,12 @@ class Data:
     def content(self) -> str:
         """A fingerprint of all images and labels and how they are split, for identities.
 
-        Empty for a data set of ddlib's own as published (`Dataset.content`): its name says enough.
+        Empty for a data set of ddlib's own as published (`Dataset.content`), with the usual
+        validation split: its name says enough.
         """
-        return self._hash("train", "val", "test")[:16]
+        usual = DATASETS[self.name].mirrors if self.name in DATASETS else True
+        mirrors = "" if self.mirrors == usual else f"mirrors {self.mirrors} "
+        return mirrors + self._hash("train", "val", "test")[:16]
 
     def _hash(self, *parts: str, known: str | None = None) -> str:
         """The fingerprint of these splits, `known` or computed, once; anew if a tensor changed."""
@@ -145,6 +151,11 @@ class Data:
         check_choice("split", name, ("train", "val", "test"))
         return getattr(self, f"x_{name}"), getattr(self, f"y_{name}")
 
+    def in_precision(self, precision: str) -> "Data":
+        """The same data in the type of weights and images at a precision: float64, else float32."""
+        dtype = torch.float64 if precision == "float64" else torch.float32
+        return self if self.x_train.dtype == dtype else self.to(dtype=dtype)
+
     def to(self, device: Device | None = None, dtype: torch.dtype | None = None) -> "Data":
         """The same data on another device or in another floating-point type."""
         device = device if device is None else pick_device(str(device))
@@ -161,7 +172,7 @@ def load_data(
     name_or_path: str | Path,
     root: str | Path = "data",
     device: Device = "cpu",
-    val_fraction: float = 0.1,
+    val_fraction: float = VAL_FRACTION,
     side: int | None = None,
 ) -> Data:
     """Load a data set: a name of `datasets.DATASETS`, an ImageFolder tree, or an .npz file.
@@ -179,7 +190,7 @@ def load_data(
     name, dataset, place = find_dataset(name_or_path, Path(root).expanduser(), side)
     if dataset.side is not None:
         check_choice("image side", dataset.side, SIDES)
-    arrays = Arrays(*dataset.reader(place))
+    arrays = read_arrays(name, dataset, place)
     x_train, x_test = as_images(arrays.x_train), as_images(arrays.x_test)
     y_train = as_labels("y_train", arrays.y_train, len(x_train))
     y_test = as_labels("y_test", arrays.y_test, len(x_test))
@@ -205,10 +216,21 @@ def load_data(
     ]
     rest: Any = *tensors, arrays.note or note, dataset.mirrors
     data = Data(name, tuple(classes), mean, std, *rest)
-    usual = DATASETS.get(name, dataset)
-    if dataset.content and dataset == usual and content_of(arrays) == dataset.content:
+    usual = dataset == DATASETS.get(name, dataset) and val_fraction == VAL_FRACTION
+    if dataset.content and usual and content_of(arrays) == dataset.content:
         data._hash("train", "val", "test", known="")
     return data
+
+
+def read_arrays(name: str, dataset: Dataset, place: Path) -> Arrays:
+    """What a data set's reader gives; `DDError` if that is something else."""
+    found = dataset.reader(place)
+    if not isinstance(found, tuple) or not 4 <= len(found) <= len(Arrays._fields):
+        many = f" of {len(found)}" if isinstance(found, tuple) else ""
+        made = f"a {type(found).__name__}{many}"
+        fields = ", ".join(Arrays._fields[:4])
+        raise DDError(f"the reader of {name!r} gave {made}; needed: Arrays ({fields})")
+    return Arrays(*found)
 
 
 def content_of(arrays: Arrays) -> str:
@@ -266,7 +288,7 @@ def as_images(x: Any) -> Tensor:
     if x.dtype.kind not in "bf" and x.dtype != np.uint8:
         raise DDError(f"images are {x.dtype}; allowed: uint8, or floats from 0 to 1")
     check_size("all images", x.size)
-    x = torch.as_tensor(x)
+    x = torch.as_tensor(x if x.dtype == np.uint8 else x.astype(np.float32))  # of any byte order
     x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
     if x.ndim == 3:
         x = x[:, None]

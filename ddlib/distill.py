@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .config import DistillConfig
 from .data import Data, check_ipc
 from .methods import Images, Objective, Part, get_method
+from .methods.objective import gradient_of
+from .nets import net_class
 from .pool import ModelPool, pool_of
 from .run import Run
 from .support.code import code_of
-from .support.errors import DDError
+from .support.errors import DDError, check_loss
 from .support.fast import keep_freed_memory, products
 from .support.progress import bar
 from .support.public import public
@@ -57,7 +58,7 @@ def distill(
     """
     keep_freed_memory()
     config = settled(config, data, pool, objective)
-    data = data.to(dtype=torch.float64 if config.precision == "float64" else torch.float32)
+    data = data.in_precision(config.precision)
     pool = pool_of(config, data.shape) if pool is None else pool.check(data.shape)
     outside = from_outside(config, objective, images, extras, pool)
     named = config.parts()
@@ -91,7 +92,8 @@ def iterate(
         pixels = images.decode()
         loss = objective(net, pixels)
         for extra in extras:
-            loss = loss + add_gradient(extra(net, pixels, run.labels), pixels)
+            more = check_loss(f"extra {name_of(extra)!r}", extra(net, pixels, run.labels))
+            loss = loss + add_gradient(more, pixels)
         assert pixels.grad is not None
         finite = run.guard(loss, pixels.grad)
         images.step(pixels.grad, finite)
@@ -104,7 +106,7 @@ def iterate(
 def add_gradient(loss: Tensor, pixels: Tensor) -> Tensor:
     """Add a loss's gradient to `pixels.grad`; returns the loss without its graph."""
     assert pixels.grad is not None
-    pixels.grad += torch.autograd.grad(loss, pixels)[0]
+    pixels.grad += gradient_of(loss, pixels)
     return loss.detach()
 
 
@@ -127,7 +129,7 @@ def settled(
         raise DDError("pool is 'custom', so distill needs the pool itself: pool=ModelPool(...)")
     if objective is not None and not config.method.startswith("custom"):
         config = replace(config, method=f"custom-{name_of(objective)}", options={})
-    return config if pool is None else replace(config, pool=pool.name)
+    return config if pool is None else replace(config, pool=pool.name, warmup=pool.warmup)
 
 
 def from_outside(
@@ -135,7 +137,7 @@ def from_outside(
 ) -> dict[str, str]:
     """The names of parts that the config does not name, and the code of all that is not ddlib's."""
     method = get_method(config.method).objective if objective is None else objective
-    nets = [member.net for member in pool.members if not isinstance(member.net, str)]
+    nets = [net_class(member.net) for member in pool.members]
     written = [code for part in (method, images, *extras, *nets) if (code := made_as(part))]
     names = {"images": name_of(images) if images else "", "extras": ", ".join(map(name_of, extras))}
     names["code"] = "-".join(written)

@@ -80,6 +80,11 @@ def evaluate(
     for one in synsets:
         check_request(one, data, nets, teacher, splits(split))
         check_soft(one, data, protocol)
+    # What is given twice counts once: `[*synset.history, synset]` ends with the same set
+    entries = [describe_set(one, data) for one in synsets]
+    of_set = {entry["set"]: one for entry, one in zip(entries, synsets, strict=True)}
+    about, synsets = list({entry["set"]: entry for entry in entries}.values()), [*of_set.values()]
+    nets = list({net_class(net): net for net in nets}.values())
     for net in [*nets, teacher] if teacher else nets:
         check_builds(net, **options_for(net, data, config))
     if protocol.check:
@@ -87,15 +92,13 @@ def evaluate(
             protocol.check(net, data, config)
     place = "kept in results; call again to go on" if results else "lost: evaluate has no results="
     results = Results() if results is None else results
-    if config.precision == "float64":
-        data = data.to(dtype=torch.float64)
+    data = data.in_precision(config.precision)
     rows = {}
     for (k, one), net in product(enumerate(synsets), nets):
         # Reads all pixels, so once for all seeds
         row = describe_row(one, protocol, net, 0, teacher, "test", config, data.content)
         for s in eval_seeds(one, n_eval, seed):
             rows[k, net, s] = [row | {"eval_seed": s, "split": name} for name in splits(split)]
-    about = [describe_set(one, data) for one in synsets]
     missing = [key for key in rows if any(results.get(row) is None for row in rows[key])]
     ticks = bar(len(rows), f"evaluate {protocol.name}", len(rows) - len(missing), show=progress)
     with (

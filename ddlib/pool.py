@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -49,6 +50,11 @@ class Member:
         lists = [v if isinstance(v, list) else [v] for v in self.options.values()]
         if not 1 <= (number := math.prod(map(len, lists))) <= VARIANTS:
             raise DDError(f"{self.name} has {number} variants; allowed: 1 to {VARIANTS}")
+        try:
+            json.dumps(lists)  # sets and logs hold them
+        except TypeError:
+            needed = "numbers, texts, truth values or None, or lists of them"
+            raise DDError(f"options of {self.name} are {self.options}; needed: {needed}") from None
         for drawn in itertools.product(*lists):
             yield {"net": self.name} | dict(zip(self.options, drawn, strict=True))
 

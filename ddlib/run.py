@@ -62,6 +62,9 @@ class Run:
             part.prepare(config, data, self.rng)
         if self.store:
             clear_temporaries(self.store)
+        if self.store and not resume:
+            for old in self.store.glob("it[0-9]*"):  # else sets of two runs would lie side by side
+                old.unlink()
         if self.store and resume and (self.store / "checkpoint.safetensors").is_file():
             self._load(self.store / "checkpoint.safetensors")
         elif 0 in config.snapshots:

@@ -28,12 +28,17 @@ def interval(rows: pd.DataFrame, value: str = "accuracy", level: float = LEVEL) 
     − 1 degrees of freedom, from `FEWEST_NETS` on; it covers fresh nets on this very set, not the
     method. Fewer: no interval (NaN). Returns a dict: mean, low, high, se (standard error; percent
     points), df, sets, n (text, "sets×nets"), diverged (nets, which stay in the mean), seconds
-    (median per net). Raises `DDError` for no rows.
+    (median per net). A set is what the column `set` says, where there is one, else `seed`. Raises
+    `DDError` for no rows, or for rows of several splits: a net would count once for each.
     """
     if not len(rows):
         raise DDError("no rows to summarise; needed: at least one")
     check_columns(rows, UNIT, value)
-    nets = [group.to_numpy(float) for _, group in rows.groupby(UNIT)[value]]
+    if "split" in rows and rows["split"].nunique() > 1:
+        names = ", ".join(sorted(rows["split"].unique()))
+        raise DDError(f"rows are of several splits ({names}); choose one, or group by split")
+    unit = "set" if "set" in rows else UNIT
+    nets = [group.to_numpy(float) for _, group in rows.groupby(unit, sort=False)[value]]
     means = np.array([group.mean() for group in nets])
     units = means if len(nets) > 1 else nets[0] if len(nets[0]) >= FEWEST_NETS else np.array([])
     df = max(len(units) - 1, 0)

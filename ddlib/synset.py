@@ -64,6 +64,8 @@ class SyntheticSet(torch.utils.data.Dataset):
 
     def __post_init__(self) -> None:
         self.images, self.labels = self.images.detach(), self.labels.to(self.images.device)
+        if self.images.dtype in (torch.bfloat16, torch.float16):
+            self.images = self.images.float()  # NumPy, PNG and metrics know no others
         if self.images.ndim != 4 or len(self.images) != len(self.labels) or not len(self.labels):
             shapes = f"images {list(self.images.shape)} and labels {list(self.labels.shape)}"
             raise DDError(f"{shapes}; needed: [N, C, H, W] and [N], N > 0")

@@ -1,5 +1,6 @@
 """What somebody wrote is known by its code, not by its name: nothing old is taken for the new."""
 
+import contextlib
 import functools
 import warnings
 from dataclasses import replace
@@ -45,6 +46,9 @@ class Own(nn.Module):
         {body}
         return self.linear(images.flatten(1)){end}
 """
+IN_LOOP = "by = {}\ndef f(x): return [by * y for y in x]"
+CACHED = "import functools\n@functools.cache\ndef g(x): return {}\ndef f(x): return g(x)"
+IN_CLASS = "import functools\nclass f:\n  @functools.cached_property\n  def g(self): return {}"
 LOSS = "def loss(logits, labels, targets, config, epoch): return F.cross_entropy(logits, labels){}"
 METHOD = """
 class Own(Objective):
@@ -81,6 +85,10 @@ def own_protocol(end=""):
             "class f:\n  @property\n  def g(self): return 2",
         ),
         ("class g:\n  by = 2\nclass f(g): pass", "class g:\n  by = 3\nclass f(g): pass"),
+        (IN_LOOP.format(2), IN_LOOP.format(3)),
+        ("by = 2\ndef f(x): return lambda: by", "by = 3\ndef f(x): return lambda: by"),
+        (CACHED.format(1), CACHED.format(2)),
+        (IN_CLASS.format(1), IN_CLASS.format(2)),
     ],
 )
 def test_a_change_of_the_code_changes_its_fingerprint(change):
@@ -161,6 +169,15 @@ def test_a_store_is_not_gone_on_with_by_other_code(tmp_path, monkeypatch):
         assert distill(config, data, **{name: first}, **place).id == done.id
         with refused("made with another code"):
             distill(config, data, **{name: second}, **place)
+
+
+def test_an_edited_net_that_a_pool_names_is_not_the_old_one(tmp_path, monkeypatch):
+    data, config = make_data(), DistillConfig(**TINY | {"pool": "custom"})
+    for end, words in (("", ()), (" * 2", ("made with another code",))):
+        monkeypatch.setitem(NETS, "Own", own_net(end))
+        pool = ModelPool([Member(1, "Own")], shape=data.shape)
+        with refused(*words) if words else contextlib.nullcontext():
+            distill(config, data, pool, store=tmp_path, progress=False)
 
 
 def test_images_and_extras_from_outside_are_not_called_dc():

@@ -9,7 +9,9 @@ import torch
 from conftest import make_data, refused
 from PIL import Image
 
+import ddlib
 from ddlib.data import full_real, load_data, random_real
+from ddlib.datasets import DATASETS, Dataset
 from ddlib.evaluate import evaluate
 from ddlib.support.rng import stream
 
@@ -190,6 +192,40 @@ def test_digest_is_computed_once(data, monkeypatch):
     first = data.digest
     monkeypatch.setattr("ddlib.data.fingerprint", None)
     assert data.digest == first
+
+
+def test_other_splits_and_mirrors_are_other_data():
+    """Rows name a data set of ddlib's own by its name alone only where the split is the usual."""
+    usual, other = (ddlib.load_data("digits", val_fraction=part) for part in (0.1, 0.3))
+    assert usual.content == "" != other.content
+    mirrored = replace(usual, mirrors=not usual.mirrors)
+    assert mirrored.content not in ("", replace(other, mirrors=not other.mirrors).content)
+
+
+def test_a_precision_decides_the_type_of_the_data(data):
+    assert data.in_precision("bfloat16") is data
+    assert data.in_precision("float64").x_train.dtype == torch.float64
+    assert data.to(dtype=torch.bfloat16).in_precision("float32").x_test.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [">f4", "longdouble", "float16", ">f8"])
+def test_npz_of_any_byte_order_and_width(tmp_path, kind):
+    arrays = {f"x_{part}": np.full((4, 28, 28), 0.5, kind) for part in ("train", "test")}
+    arrays |= {f"y_{part}": np.array([0, 0, 1, 1], ">i2") for part in ("train", "test")}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    assert ddlib.load_data(tmp_path / "mine.npz").x_train.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("given", "word"), [(None, "a NoneType"), ((1, 2), "a tuple of 2")])
+def test_a_reader_that_gives_no_arrays_is_named(monkeypatch, given, word):
+    monkeypatch.setitem(DATASETS, "mine", Dataset(lambda root: given))
+    with refused(f"the reader of 'mine' gave {word}", "x_train, y_train, x_test, y_test"):
+        ddlib.load_data("mine")
+
+
+def test_labels_that_are_no_whole_numbers_are_refused(data):
+    with refused("y_train is torch.float32", "int64"):
+        replace(data, y_train=data.y_train.float())
 
 
 def test_unknown_split_is_refused(data):

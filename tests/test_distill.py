@@ -21,6 +21,7 @@ from ddlib.pool import Member, ModelPool
 from ddlib.run import Run, read_log, store_name
 from ddlib.support.rng import stream
 from ddlib.support.store import load_tensors, save_tensors
+from ddlib.synset import load_synset
 
 runs = module("run")
 pytestmark = pytest.mark.filterwarnings("ignore:all [0-9]+ iterations diverged")
@@ -305,6 +306,10 @@ def test_without_resume_it_starts_anew(tmp_path, data, monkeypatch):
     assert_same_run(again, first)
     other = distill(config(seed=1), data, store=tmp_path, resume=False, progress=False)
     assert other.id != first.id
+    stopped = {"resume": False, "stop": lambda k: k == 1}
+    early = distill(config(seed=2), data, store=tmp_path, progress=False, **stopped)
+    kept = [load_synset(path) for path in tmp_path.glob("*.safetensors") if path.stem[0] == "i"]
+    assert {one.config["seed"] for one in kept} <= {2} and early.iteration == 1
 
 
 @pytest.mark.parametrize(

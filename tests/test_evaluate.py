@@ -17,7 +17,7 @@ from ddlib.data import load_data, random_real
 from ddlib.evaluate import evaluate, groups
 from ddlib.identity import VERSION, set_key
 from ddlib.losses import PROTOCOLS, Protocol
-from ddlib.nets import build_net
+from ddlib.nets import NETS, build_net
 from ddlib.results import ROWS, SETS, Results, trained_nets
 from ddlib.support.rng import stream
 from ddlib.support.store import write_atomic
@@ -429,6 +429,20 @@ def test_a_setting_that_plain_ce_does_not_use_changes_nothing(synset, data, trai
     rows_of(synset, data, ("ConvNet",), results=results)
     rows_of(synset, data, ("ConvNet",), results=results, **settings)
     assert len(trainings) == 1
+
+
+def test_what_is_given_twice_is_trained_once(synset, data, trainings):
+    rows = rows_of([synset, replace(synset), synset], data, ("MLP", NETS["MLP"]), n_eval=2)
+    assert (len(rows), len(trainings)) == (2, 2)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_the_precision_decides_not_the_type_of_the_data(synset, data, kind):
+    """Rows name the precision, not the data's type."""
+    usual = data.in_precision("float32")
+    found = rows_of(synset, usual.to(dtype=kind).to(dtype=torch.float32), ("LeNet",), n_eval=2)
+    given = rows_of(synset, usual.to(dtype=kind), ("LeNet",), n_eval=2)
+    assert given["accuracy"].tolist() == found["accuracy"].tolist()
 
 
 def test_another_set_is_another_experiment(synset, data, trainings):

@@ -15,6 +15,8 @@ from torch import nn
 from ddlib.config import DistillConfig
 from ddlib.data import random_real
 from ddlib.distill import distill
+from ddlib.nets import build_net
+from ddlib.support.rng import stream
 from ddlib.view.look import Watch, curve, look, nearest
 
 
@@ -93,6 +95,16 @@ def test_nearest_in_features_and_within_the_class():
         own = data.x_train[data.y_train == label].mean((1, 2, 3)).double()
         away = (own - synset.images[label].mean().double()).abs().sort()[0][:4]
         torch.testing.assert_close(away, distance, atol=1e-6, rtol=0)
+
+
+def test_a_net_to_look_with_is_left_as_it_is():
+    data = make_data()
+    size = {"channels": 1, "side": 28, "classes": 3, "width": 4, "norm": "batch"}
+    net = build_net("ConvNet", stream(0, "net"), **size)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    _, distances = nearest(random_real(data, 2, 3), data, 1, net)
+    torch.testing.assert_close(distances[:, 0], torch.zeros(6).double(), atol=1e-6, rtol=0)
+    assert net.training and all(torch.equal(before[k], v) for k, v in net.state_dict().items())
 
 
 def test_what_does_not_fit_is_refused():

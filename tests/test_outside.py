@@ -124,6 +124,38 @@ def test_a_method_may_be_registered_again():
     assert config().resolved().lr_images == 2.0
 
 
+def taking(setting):
+    """A method with a setting."""
+    space = {"Objective": ddlib.Objective}
+    exec(f"class Own(Objective):\n  def __init__(self, {setting}): pass", space)
+    return space["Own"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (lambda net, x, y: 0.0, ("float", "0-dim tensor with a gradient")),
+        (lambda net, x, y: x.flatten(1).mean(1), ("tensor [6]", "0-dim")),
+        (lambda net, x, y: x.detach().mean(), ("without a gradient",)),
+        (lambda net, x, y: next(net.parameters()).sum(), ("does not depend on the synthetic",)),
+    ],
+)
+def test_an_extra_that_cannot_be_descended_is_refused(data, extra, words):
+    with refused(*words):
+        distill(DistillConfig(**SMALL), data, extras=[extra], progress=False)
+
+
+def test_a_pool_of_ones_own_decides_on_the_warmup(data):
+    pool = ddlib.ModelPool([ddlib.Member(1.0, "MLP")], warmup=2, shape=data.shape)
+    settings = DistillConfig(**SMALL, pool="custom", warmup=3)
+    assert distill(settings, data, pool, progress=False).config["warmup"] == 2
+
+
+def test_options_that_no_file_can_hold_are_refused(data):
+    with refused("options of MLP", "numbers"):
+        ddlib.ModelPool([ddlib.Member(1.0, "MLP", {"act": torch.nn.Tanh})], shape=data.shape)
+
+
 @pytest.mark.parametrize(
     ("name", "objective", "defaults", "words"),
     [
@@ -132,6 +164,9 @@ def test_a_method_may_be_registered_again():
         ("mine", MeanPixels, {"lr_images": -1.0}, ("lr_images is -1.0", "at least 0")),
         ("mine", MeanPixels(), {}, ("MeanPixels object", "subclass of Objective")),
         ("mine", dict, {}, ("dict", "subclass of Objective")),
+        ("mine", taking("distance"), {}, ("'distance'", "a default")),
+        ("mine", taking("distance=print"), {}, ("distance=<built-in", "a text")),
+        ("mine", taking("**more"), {}, ("**more", "a name")),
     ],
 )
 def test_what_cannot_be_registered_is_refused(name, objective, defaults, words):

@@ -103,6 +103,9 @@ def test_images_are_of_two_sets_that_agree(tmp_path, monkeypatch):
         synset = random_real(make_data(), 1, seed)
         synset.config, synset.iteration = {"pool": pool, "seed": 0}, k
         synset.save(tmp_path / "sets" / f"{pool}-{k}")
+        synset.config |= {"method": "dm"}  # no pictures of the paper's two kinds of images
+        synset.iteration = 300
+        synset.save(tmp_path / "sets" / f"dm-{pool}")
     assert pdf.images(tmp_path) == "images"
     ((rows, title),) = shown
     a, b, difference = rows.values()

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import refused
 from scipy import stats as distributions
 
 from ddlib.stats import (
@@ -126,6 +127,20 @@ def test_diverged_rows_are_counted_and_stay_in_the_mean():
     rows = rows_of([[10.0, 30.0]])
     rows.loc[0, "diverged"] = True
     assert (interval(rows)["diverged"], interval(rows)["mean"]) == (1, 20.0)
+
+
+def test_sets_of_one_seed_are_several_sets():
+    """Sets from elsewhere all have seed 0."""
+    rows = pd.DataFrame({"seed": 0, "accuracy": [10.0, 11, 20, 21, 30, 31], "set": [*"aabbcc"]})
+    assert interval(rows)["n"] == "3×2"
+    by_seed = interval(rows.assign(seed=[0, 0, 1, 1, 2, 2]).drop(columns="set"))
+    assert interval(rows) == pytest.approx(by_seed, nan_ok=True)
+
+
+def test_rows_of_several_splits_are_refused():
+    rows = pd.DataFrame({"seed": 0, "accuracy": [1.0, 2.0], "split": ["val", "test"]})
+    with refused("several splits (test, val)"):
+        interval(rows)
 
 
 def test_no_rows_is_an_error():

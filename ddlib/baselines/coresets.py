@@ -51,6 +51,7 @@ def coreset(
     """
     see, choose = CORESETS[check_choice("coreset method", method, CORESETS)]
     check_ipc(ipc, data)
+    data = data.in_precision(config.precision)
     model, _ = pretrained(net, data, seed, config, images, progress)
     chosen = []
     with products(config.precision, data.device):

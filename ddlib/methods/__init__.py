@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,21 @@ def register_method(name: str, objective: type[Objective], **defaults: Any) -> N
     for setting in defaults:
         check_choice(f"default of method {name!r}", setting, OPEN)
     DistillConfig(**defaults)  # checks their values
+    check_options(objective)
     METHODS[name] = Method(objective, defaults)
+
+
+def check_options(objective: type[Objective]) -> None:
+    """Raise `DDError` unless every setting of an objective has a default that JSON can hold."""
+    for one in inspect.signature(objective).parameters.values():
+        try:
+            if one.kind is not one.VAR_KEYWORD and one.kind is not one.VAR_POSITIONAL:
+                json.dumps(one.default)  # which it cannot where there is none
+                continue
+        except TypeError:
+            pass
+        needed = "a name and a default: a number, a text, a truth value, None or a list of such"
+        raise DDError(f"setting {str(one)!r} of {objective.__name__}; needed: {needed}")
 
 
 def get_method(name: str) -> Method:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -71,8 +70,6 @@ def feature_net(
     Trained now unless the cache has it: called before `evaluate`, it shows its progress.
     """
     config = config or EvalConfig()
-    if config.precision == "float64":
-        data = data.to(dtype=torch.float64)
     return pretrained(data=data, progress=progress, **asked_for(data, net, config, teacher))
 
 

@@ -148,7 +148,7 @@ class Objective(Part):
         real = self.real[label] if self.operations else self.data.x_train[self.rows[label]]
         distance = self.class_loss(net, real, synthetic, label)
         check_loss(f"method {self.config.method!r}", distance)
-        self.gradient[of_class] = torch.autograd.grad(distance, synthetic)[0]
+        self.gradient[of_class] = gradient_of(distance, synthetic)
         return distance.detach()
 
     def learn(self, finite: Tensor) -> None:
@@ -179,6 +179,14 @@ class Objective(Part):
         for held in (self.epochs, self.nets):
             held.clear()
         self.recorder.close()
+
+
+def gradient_of(loss: Tensor, images: Tensor) -> Tensor:
+    """The gradient of a loss with respect to images; `DDError` if it does not depend on them."""
+    (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)
+    if gradient is None:
+        raise DDError("the loss does not depend on the synthetic images; needed: one that does")
+    return gradient
 
 
 def pull_back(gradient: Tensor, shown: Tensor, pixels: Tensor) -> Tensor:

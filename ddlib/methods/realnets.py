@@ -59,6 +59,7 @@ def pretrained(
     fresh weights. Raises `DDError` for more images than there are.
     """
     config = replace(config, epochs=epochs) if epochs else config
+    data = data.in_precision(config.precision)
     known = describe(net, data, seed, config, images)
     known |= {"epochs": 0} if epochs == 0 else {}
     path = cache() / f"{net_name(net)}-{cache_key(known)}.safetensors"

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..identity import identity_of
 from ..losses import TAU_DECAY
 from ..results import read_results
 from ..stats import UNIT
@@ -149,6 +150,8 @@ def images(folder: Path) -> str | None:
     pairs: dict[tuple, dict[str, SyntheticSet]] = {}
     for path in sorted((PAPER / "sets").glob("*.safetensors")):
         synset = load_synset(path)
+        if identity_of(synset)["method"] != "dc":
+            continue
         key = (synset.ipc, -synset.iteration, synset.config.get("seed", 0))
         pairs.setdefault(key, {})[synset.config.get("pool", "")] = synset
     whole = [key for key in sorted(pairs) if {"main", "main_plus_similar"} <= set(pairs[key])]

@@ -43,10 +43,9 @@ def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     by DSA. `CE, lr chosen` and `KD`: learning rate and temperature at which the validation images
     do best (`choices`), without the nets that chose, which the choice favours; `KD, lr chosen`: at
     the learning rate that was chosen for cross-entropy and the temperature that is best there. `½
-    CE`, `released KD`: the released code's losses without and with a teacher, the latter at its
-    default temperature. Of rows that another version of the evaluator gave, or other settings, only
-    the newest version and the most frequent settings of each net are kept, so that what is compared
-    agrees in them.
+    CE`, `released KD`: the released code's losses without and with a teacher. Of rows that another
+    version of the evaluator gave, or other settings, only the newest version and the most frequent
+    settings of each net are kept, so that what is compared agrees in them.
     """
     rows = comparable(rows)
     rows = rows.assign(images=images_of(rows))
@@ -62,8 +61,8 @@ def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
         "CE, lr chosen": at_chosen & did_not_choose(tested, swept, "ce", "lr"),
         "KD": at_default & at_chosen_tau(tested, usual, default.tau),
         "KD, lr chosen": at_chosen & at_chosen_tau(tested, tuned),
-        "½ CE": released & ~with_teacher & at_default,
-        "released KD": released & with_teacher & at_default & (tested["tau"] == default.tau),
+        "½ CE": released & ~with_teacher & at_default & (tested["alpha"] == default.alpha),
+        "released KD": released & with_teacher & at_default,
         "CE, augmented": (protocol == "ce") & (tested["augment"] == "dsa") & usual_lr,
     }
     own = protocol[~protocol.isin(list(PROTOCOLS))].unique()  # a user's are arms of their own

@@ -13,6 +13,7 @@ from typing import Any
 from ..augment import operations_of
 from ..baselines.coresets import CORESETS
 from ..config import DistillConfig, EvalConfig, coerce, differences
+from ..methods import EXTRAS, METHODS
 from ..nets import NETS, net_class
 from ..pool import PRESETS
 from ..results import canonical
@@ -104,6 +105,10 @@ class Profile:
                 self.distill_config(pool, 0, method=name)
         for augment in self.augments:
             operations_of(augment)
+        known = {*self.methods, *METHODS, *EXTRAS}
+        check_choice("elf_method", self.elf_method, known)
+        for name in self.main_only:
+            check_choice("method of main_only", name, known)
         for protocol in self.method_protocols:
             check_choice("protocol of methods", protocol, ("ce", "kd"))
         for name in self.coresets:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
-FIXED = (*PLAIN, tuple, torch.Tensor, torch.nn.Module, types.FunctionType, type, functools.partial)
+CACHED = type(functools.cache(len))
+WRITTEN = (types.FunctionType, type, functools.partial, CACHED)
+FIXED = (*PLAIN, *WRITTEN, tuple, torch.Tensor, torch.nn.Module)
 UNWRITTEN = ("__module__", "__dict__", "__weakref__", "__doc__", "__firstlineno__")
 
 
@@ -57,6 +59,10 @@ def walk_written(thing: Any, seen: set[int]) -> Iterator[str]:
         yield from walk([thing.func, thing.args, thing.keywords], seen)
     elif isinstance(thing, property):
         yield from walk([thing.fget, thing.fset], seen)
+    elif isinstance(thing, CACHED):
+        yield from walk(thing.__wrapped__, seen)
+    elif isinstance(thing, functools.cached_property):
+        yield from walk(thing.func, seen)
     elif isinstance(thing, type):
         if not is_library(thing):
             yield thing.__qualname__
@@ -66,13 +72,21 @@ def walk_written(thing: Any, seen: set[int]) -> Iterator[str]:
         if not is_library(thing):
             held = [value for cell in thing.__closure__ or () for value in contents(cell)]
             around, code = thing.__globals__, thing.__code__
-            named = [around[name] for name in code.co_names if name in around]
+            named = [around[name] for name in names_in(code) if name in around]
             fixed = [value for value in (*held, *named) if isinstance(value, FIXED)]
             yield from walk([code, thing.__defaults__, thing.__kwdefaults__, fixed], seen)
     elif isinstance(thing, torch.nn.Module):
         yield from walk([type(thing), dict(thing.state_dict())], seen)
     elif hasattr(thing, "__dict__") and is_part(type(thing)):
         yield from walk([type(thing), vars(thing)], seen)
+
+
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """The names of globals and attributes in code, and in the lambdas and loops within it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from names_in(constant)
 
 
 def contents(cell: types.CellType) -> list[Any]:

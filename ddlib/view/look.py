@@ -1,6 +1,7 @@
 """Look at synthetic sets in a notebook, and at the real images nearest to them."""
 
 import base64
+import copy
 import hashlib
 import html
 import json
@@ -178,7 +179,7 @@ def nearest(
     if synset.space != data.space:
         raise DDError(f"images of the set are {synset.space}, of {data.name} {data.space}")
     check_range("k", k, 1, min(data.counts()) if same_class else len(data.x_train))
-    see = embedding(net) if net else nn.Flatten()
+    see = embedding(copy.deepcopy(net).eval()) if net else nn.Flatten()
     with torch.no_grad():
         ours = see(synset.images.to(data.device, data.x_train.dtype)).flatten(1).double()
         parts = []
