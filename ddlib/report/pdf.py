@@ -25,7 +25,16 @@ from ..support.errors import DDError, check_choice, first_line
 from ..support.store import ROOT, dumps, write_atomic
 from ..synset import SyntheticSet, load_synset
 from . import audit, figures, published, tables
-from .publish import RATES, choice_table, rates_shown, scope_of
+from .publish import (
+    RATES,
+    choice_table,
+    control_sentence,
+    losses_sentences,
+    other_half_sentence,
+    rates_shown,
+    scope_of,
+)
+from .released import control, released_compatible
 from .selection import comparable
 
 PAPER = ROOT / "paper"
@@ -69,6 +78,7 @@ def build(
     facts["studies"] = [
         study(PROFILES[name], read_results(results / name), folder) for name in names
     ]
+    facts["authors"] = authors_sets(read_results(results / names[0]), PROFILES[names[0]])
     write_csv(published.stored_against_printed(), folder / "stored.csv")
     write_csv(published.stored_pool_effect(), folder / "pool-effect.csv")
     write_csv(tables.read_published(5), folder / "printed5.csv")
@@ -97,6 +107,16 @@ def commit_date() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def authors_sets(rows: pd.DataFrame, profile: Profile) -> str:
+    """What the evaluation of the authors' own sets says; "" where they are not measured."""
+    scope = scope_of(profile)
+    theirs = released_compatible(rows, scope)
+    if theirs.empty:
+        return ""
+    found = [control_sentence(control(rows)), losses_sentences(theirs)]
+    return " ".join(text.strip() for text in [*found, other_half_sentence(rows, scope)])
 
 
 def study(profile: Profile, rows: pd.DataFrame, folder: Path) -> dict:

@@ -263,7 +263,7 @@ def claim_map(profile: str) -> pd.DataFrame:
                 lines.append((claim, "`make tables`", f"{table}: {verdict}"))
     commands = {
         profile: "`make paper BUDGET=8m STORE=DIR`, again and again",
-        SHORT: f"`python -m ddlib work --profile {SHORT}`",
+        SHORT: f"`.venv/bin/python -m ddlib work --profile {SHORT}`",
         METHODS: f"`make reproduce PROFILE={METHODS}`",
     }
     lines += [
