@@ -37,7 +37,7 @@ def interval(rows: pd.DataFrame, value: str = "accuracy", level: float = LEVEL) 
     if "split" in rows and rows["split"].nunique() > 1:
         names = ", ".join(sorted(rows["split"].unique()))
         raise DDError(f"rows are of several splits ({names}); choose one, or group by split")
-    unit = "set" if "set" in rows else UNIT
+    unit = "set" if "set" in rows and rows["set"].notna().all() else UNIT
     nets = [group.to_numpy(float) for _, group in rows.groupby(unit, sort=False)[value]]
     means = np.array([group.mean() for group in nets])
     units = means if len(nets) > 1 else nets[0] if len(nets[0]) >= FEWEST_NETS else np.array([])

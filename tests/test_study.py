@@ -281,7 +281,8 @@ def fill(study, sweep, accuracy):
         value = getattr(config, sweep.setting)
         for synset, seed in itertools.product(synsets, range(n)):
             how = PROTOCOLS[protocol], nets[0], seed, sweep.teacher
-            rows = [describe_row(synset, *how, name, config) for name in ("val", "test")]
+            about = config, data.content
+            rows = [describe_row(synset, *how, name, *about) for name in ("val", "test")]
             measured = {"diverged": False, "seconds": 1.0, "machine": "", "revision": ""}
             results.add(
                 [], [r | measured | {"accuracy": accuracy(r["split"], value)} for r in rows]
