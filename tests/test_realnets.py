@@ -63,6 +63,14 @@ def test_settings_of_other_nets_and_protocols_are_irrelevant(data):
     assert len(list(cache().iterdir())) == 1
 
 
+def test_the_precision_decides_on_the_type_of_the_weights(data):
+    for precision, dtype in (("float32", torch.float32), ("float64", torch.float64)):
+        for given in (data, data.to(dtype=torch.float64)):
+            config = replace(TINY, precision=precision)
+            net = pretrained("MLP", given, config=config, progress=False).net
+            assert {p.dtype for p in net.parameters()} == {dtype}
+
+
 def test_validation_and_test_images_are_never_seen(data):
     for name in ("x_val", "x_test"):
         setattr(data, name, torch.full_like(getattr(data, name), torch.nan))

@@ -90,6 +90,13 @@ def test_images01_of_unknown_normalisation_is_refused():
         make(mean=None).images01()
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_images_of_half_precision_become_float32(tmp_path, kind):
+    half = make(images=make().images.to(kind))
+    assert half.images.dtype == torch.float32 and half.id in repr(half)
+    assert SyntheticSet.load(half.save(tmp_path / "half")).id == half.id
+
+
 def test_ipc_is_that_of_the_smallest_class():
     assert make(images=torch.zeros(5, 3, 32, 32), labels=torch.tensor([0, 0, 0, 1, 1])).ipc == 2
 

@@ -73,6 +73,15 @@ def test_table_4_sorts_rows_into_lines(images, arm, mean):
     assert (found["mean"], found["n"]) == (pytest.approx(mean), "2×2")
 
 
+def test_the_released_losses_have_their_names_at_the_released_weight_only():
+    """The released KD at any temperature, and no half of a cross-entropy that is a quarter."""
+    kinds = {("main", "½ CE"): 10.0, ("main", "released KD"): 11.0}
+    found = [
+        arms(study_rows(kinds, settings=s))["arm"] for s in ({}, {"tau": 4.0}, {"alpha": 0.75})
+    ]
+    assert [set(names) for names in found] == [{"½ CE", "released KD"}] * 2 + [{"released KD"}]
+
+
 def test_table_5_has_the_pools():
     cells = table(make_rows(), 5)
     assert cell(cells, "total random", "CE")["mean"] == pytest.approx(12.55)
