@@ -199,6 +199,7 @@ def test_a_difference_without_interval_or_of_diverged_nets_has_a_mark_of_its_own
     marks = {c.get_label(): c.get_offsets().tolist() for c in axis.collections if c.get_label()}
     places = [in_order(cells["net"]).index(net) for net in cells["net"]]
     assert [y for _, y in marks["too few for an interval"]] == [places[0]]
+    assert places[0] not in [y for _, y in marks["interval holds 0"]]
     assert [(text.get_text(), text.xy) for text in axis.texts] == [
         ("✕", (cells["mean"][1], places[1]))
     ]

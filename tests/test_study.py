@@ -449,7 +449,8 @@ def test_published_sets_are_the_latest_of_each_method(tmp_path):
     study = make(tmp_path, methods={"dm": {"method": "dm", "iterations": 3, "snapshots": [2]}})
     last = {"main": 4, "main_plus_similar": 2, "total_random": 2}
     sets = [ImageSet("dc", pool, 1, 0, k) for pool, k in last.items()]
-    run_plan(study, [*sets, ImageSet("dm", "main", 1, 0, 2)], say=None)
+    others = ImageSet("dm", "main", 1, 0, 2), ImageSet("dc", "main", 1, 1, 4)  # not the first seed
+    run_plan(study, [*sets, *others], say=None)
     study.publish_sets(study.out / "paper")
     names = {path.stem for path in study.written if path.suffix == ".safetensors"}
     ends = {"ipc1-main": 4, "ipc1-main_plus_similar": 2, "dm-ipc1-main": 2}
