@@ -14,7 +14,7 @@ from ddlib.report.methods import (
     pool_verdicts,
     renamed,
 )
-from ddlib.report.publish import rows_of_methods
+from ddlib.report.publish import gains_sentences, rows_of_methods
 from ddlib.report.selection import images_name
 from ddlib.study import PROFILES
 
@@ -81,6 +81,17 @@ def test_sets_of_two_iterations_never_meet_in_a_cell():
     assert found == {"DM, CE, iteration 2000": 4, "DM, CE, iteration 9000": -2}
     verdicts = pool_verdicts(effects).set_index("iterations")["verdict"]
     assert verdicts.to_dict() == {2000: SUPPORTED, 9000: CONTRADICTED}
+
+
+def test_gains_of_the_pool_in_words():
+    """Plain cross-entropy only, each method by itself, no net without rows."""
+    parts = [rows_of("dm", {"main": 40.0, "main_plus_similar": noisy(44)}, iteration=2000)]
+    parts.append(rows_of("dsa", {"main": noisy(40), "main_plus_similar": 40.0}, augment="dsa"))
+    effects = pool_effects(pd.concat(parts, ignore_index=True), (*NETS, "VGG11"))
+    text = gains_sentences(effects)
+    start = "DM with the model pool − DM with the main model (ipc 1, 2000 iterations, plain "
+    assert text.startswith(start + f"cross-entropy, n 3×3): {NETS[0]} +") and text.count("DM") == 2
+    assert all(f"{net} " in text for net in NETS) and "VGG11" not in text and "DSA" not in text
 
 
 def test_methods_stand_beside_images_that_are_given_at_their_ipc():

@@ -66,6 +66,7 @@ NO_POWER = (
     "whatever the truth is."
 )
 METHODS = "methods-small"  # the profile that compares methods, whose rows are committed
+SCALED = f"{METHODS}-dm-scale"  # the same with DM's gradients scaled to the main model's
 
 
 def scope_of(profile: Profile) -> Scope:
@@ -168,20 +169,54 @@ def methods_parts(profile: str = METHODS) -> dict[str, str]:
     by_net = by_net.reindex(index=elf["comparison"].unique(), columns=elf["net"].unique())
     return {
         "pool per method": to_markdown(tables["methods-verdicts"]),
+        "pool scaled": to_markdown(pool_verdicts(pool_effects(committed_rows(SCALED)))),
+        "pool scaled, by seed": to_markdown(by_seed({"none": profile, "main": SCALED})),
         "methods": to_markdown(tables["methods"]),
         "feature nets": to_markdown(pd.read_csv(TABLES / f"{profile}-feature-nets.csv").round(1)),
         "elf": to_markdown(by_net.reset_index().assign(n=elf["n"].mode().iloc[0])),
     }
 
 
+def by_seed(studies: dict[str, str], net: str = "ConvNet") -> pd.DataFrame:
+    """A net's mean accuracy under plain cross-entropy on DM's sets, a line per `dm_scale` (and the
+    study that has it) and images, a column per seed of the sets.
+    """
+    parts = []
+    for scale, name in studies.items():
+        tested = arms(committed_rows(name))
+        own = tested[(tested["net"] == net) & (tested["arm"] == "CE") & (tested["method"] == "dm")]
+        cells = own.assign(seed=own["seed"].map("seed {}".format))
+        means = cells.pivot_table(index="images", columns="seed", values="accuracy").round(1)
+        nets = own.groupby(["images", "seed"]).size().iloc[0]
+        parts.append(means.assign(dm_scale=scale, **{"nets on each": nets}).reset_index())
+    return pd.concat(parts, ignore_index=True).set_index(["dm_scale", "images"]).reset_index()
+
+
 def full_width_parts(rows: pd.DataFrame) -> dict[str, str]:
     """Marker -> Markdown of other methods at the paper's scale; nothing without rows."""
     if rows.empty:
         return {}
+    gains = pool_effects(rows)
     return {
         "methods at full width": to_markdown(methods_table(rows)),
-        "pool at full width": to_markdown(pool_verdicts(pool_effects(rows))),
+        "pool at full width": to_markdown(pool_verdicts(gains)),
+        "pool at full width, net by net": gains_sentences(gains),
     }
+
+
+def gains_sentences(effects: pd.DataFrame) -> str:
+    """What the pool adds to each method under plain cross-entropy (`pool_effects`), net by net."""
+    own = effects[(effects["arm"] == "CE") & (effects["net"] != "mean") & (effects["df"] > 0)]
+    texts = []
+    for (method, ipc, k), group in own.groupby(["method", "ipc", "iterations"], sort=False):
+        cells = group.to_dict("records")
+        nets = ", ".join(f"{cell['net']} {effect_text(cell)}" for cell in cells)
+        n = " or ".join(dict.fromkeys(cell["n"] for cell in cells))
+        where = f"ipc {ipc}, {k} iterations, plain cross-entropy{given(cells)}, n {n}"
+        texts.append(
+            f"{method} with the model pool − {method} with the main model ({where}): {nets}."
+        )
+    return " ".join(texts) + "\n"
 
 
 def rows_of_methods(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
