@@ -472,8 +472,8 @@ def other_half_sentence(rows: pd.DataFrame, scope: Scope) -> str:
     where = f"at ipc {scope.ipcs[0]} in {len(judged) - len(wrong)} of {len(judged)} cells"
     but = f"; not on {', '.join(wrong)}" if wrong else ""
     return (
-        "There the gain of a whole over half a cross-entropy agrees with the printed gain of KD "
-        f"{where}{but}.\n"
+        "On these sets the gain of a whole over half a cross-entropy agrees with the printed gain "
+        f"of KD {where}{but}.\n"
     )
 
 
