@@ -289,7 +289,7 @@ def as_images(x: Any) -> Tensor:
         raise DDError(f"images are {x.dtype}; allowed: uint8, or floats from 0 to 1")
     check_size("all images", x.size)
     x = torch.as_tensor(x if x.dtype == np.uint8 else x.astype(np.float32))  # of any byte order
-    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    x = x.float() / 255 if x.dtype == torch.uint8 else x
     if x.ndim == 3:
         x = x[:, None]
     if x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):

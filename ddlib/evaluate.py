@@ -82,8 +82,8 @@ def evaluate(
         check_soft(one, data, protocol)
     # What is given twice counts once: `[*synset.history, synset]` ends with the same set
     entries = [describe_set(one, data) for one in synsets]
-    of_set = {entry["set"]: one for entry, one in zip(entries, synsets, strict=True)}
-    about, synsets = list({entry["set"]: entry for entry in entries}.values()), [*of_set.values()]
+    synsets = list({e["set"]: one for e, one in zip(entries, synsets, strict=True)}.values())
+    about = list({e["set"]: e for e in entries}.values())
     nets = list({net_class(net): net for net in nets}.values())
     for net in [*nets, teacher] if teacher else nets:
         check_builds(net, **options_for(net, data, config))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from torch import nn
 from .nets import build_net, check_builds
 from .support.errors import DDError, check_choice
 from .support.public import public
+from .support.store import is_json
 
 if TYPE_CHECKING:
     from .config import DistillConfig
@@ -50,11 +50,9 @@ class Member:
         lists = [v if isinstance(v, list) else [v] for v in self.options.values()]
         if not 1 <= (number := math.prod(map(len, lists))) <= VARIANTS:
             raise DDError(f"{self.name} has {number} variants; allowed: 1 to {VARIANTS}")
-        try:
-            json.dumps(lists)  # sets and logs hold them
-        except TypeError:
+        if not is_json(lists):  # sets and logs hold them
             needed = "numbers, texts, truth values or None, or lists of them"
-            raise DDError(f"options of {self.name} are {self.options}; needed: {needed}") from None
+            raise DDError(f"options of {self.name} are {self.options}; needed: {needed}")
         for drawn in itertools.product(*lists):
             yield {"net": self.name} | dict(zip(self.options, drawn, strict=True))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..support.errors import DDError, check_choice
 from ..support.public import public
+from ..support.store import is_json
 from .distribution import Distribution
 from .gradient import Gradient
 from .images import Images, Pixels
@@ -80,14 +80,10 @@ def register_method(name: str, objective: type[Objective], **defaults: Any) -> N
 def check_options(objective: type[Objective]) -> None:
     """Raise `DDError` unless every setting of an objective has a default that JSON can hold."""
     for one in inspect.signature(objective).parameters.values():
-        try:
-            if one.kind is not one.VAR_KEYWORD and one.kind is not one.VAR_POSITIONAL:
-                json.dumps(one.default)  # which it cannot where there is none
-                continue
-        except TypeError:
-            pass
-        needed = "a name and a default: a number, a text, a truth value, None or a list of such"
-        raise DDError(f"setting {str(one)!r} of {objective.__name__}; needed: {needed}")
+        named = one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+        if not (named and is_json(one.default)):  # `Parameter.empty`, where there is none, is not
+            needed = "a name and a default: a number, a text, a truth value, None or a list of such"
+            raise DDError(f"setting {str(one)!r} of {objective.__name__}; needed: {needed}")
 
 
 def get_method(name: str) -> Method:

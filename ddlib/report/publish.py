@@ -443,16 +443,15 @@ def losses_sentences(theirs: pd.DataFrame) -> str:
         if len(figures) < FEWEST_FIGURES:
             continue
         printed, nets = (figures.index.get_level_values(name) for name in ("printed", "net"))
-        counts = []
-        for kd in (False, True):
-            kind = figures[printed.str.contains("KD") == kd]
-            counts += [[f"{kind[arm].sum()} of {len(kind)}" for arm in ("½ CE", "CE")]]
-        (half, whole), (half_kd, whole_kd) = counts
+        kinds = [figures[printed.str.contains("KD") == kd] for kd in (False, True)]
+        half, whole = (
+            [f"{kind[arm].sum()} of {len(kind)}" for kind in kinds] for arm in ("½ CE", "CE")
+        )
         differ = in_order(set(nets[figures["½ CE"] != figures["CE"]]))
         sentences.append(
-            f"At ipc {ipc} half a cross-entropy agrees, on {THEIR_SETS}, with {half} figures "
-            f"printed without KD and {half_kd} printed with it, a whole one with {whole} and "
-            f"{whole_kd}; they differ on {', '.join(differ) or 'no net'}."
+            f"At ipc {ipc} half a cross-entropy agrees, on {THEIR_SETS}, with {half[0]} figures "
+            f"printed without KD and {half[1]} printed with it, a whole one with {whole[0]} and "
+            f"{whole[1]}; they differ on {', '.join(differ) or 'no net'}."
         )
     return " ".join(sentences) + "\n"
 

@@ -130,6 +130,15 @@ def clear_temporaries(folder: Path) -> None:
                 path.unlink()
 
 
+def is_json(value: object) -> bool:
+    """Whether JSON can hold a value."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def dumps(info: Any) -> str:
     """Readable JSON; NaN and infinities become null."""
     return json.dumps(_finite(info), indent=1) + "\n"
