@@ -387,6 +387,8 @@ def match(
             )
         pairs.append((own, batch))
     if method == "dm":
+        net.train()  # BatchNorm's statistics are those of all synthetic, and of all real images
+    if method in ("dm", "dm-frozen"):
         total = embedding_loss(net, pairs)
     else:
         total = sum(gradient_loss(net, *pair, label) for label, pair in enumerate(pairs))
@@ -404,10 +406,7 @@ def gradient_loss(net: nn.Module, own: Tensor, batch: Tensor, label: int) -> Ten
 
 
 def embedding_loss(net: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """DM's, of all classes: squared distances of the mean inputs of the last layer. BatchNorm's
-    statistics are those of all synthetic, and of all real images.
-    """
-    net.train()
+    """DM's, of all classes: squared distances of the mean inputs of the last layer."""
     own, real = (net[:-1](torch.cat(group)) for group in zip(*pairs, strict=True))
     total = torch.zeros((), dtype=own.dtype)
     for s, r in zip(own.chunk(len(pairs)), real.chunk(len(pairs)), strict=True):

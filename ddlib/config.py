@@ -113,9 +113,13 @@ class DistillConfig:
     def identity(self) -> dict[str, Any]:
         """What tells this distillation from others: what differs from DC's defaults, JSON-able.
 
-        A setting or option that is added later, with a default, changes no earlier identity.
+        A setting or option that is added later, with a default, changes no earlier identity; if
+        the default is not what runs did before, `Part.before` has that.
         """
+        parts = part_classes(self.method, self.images, self.extras).values()
         usual, resolved = self.usual_options(), self.resolved()
+        for part in parts:
+            usual |= part.before
         differing = differences(resolved, type(self)().resolved())
         differing["options"] = {k: v for k, v in resolved.options.items() if v != usual[k]}
         return {name: value for name, value in differing.items() if value != {}}

@@ -17,7 +17,7 @@ from .support.public import public
 
 UNIT, WITHIN = "seed", "eval_seed"
 LEVEL = 0.95
-ONE_MEAN = (  # over nets has one of each
+SHARED = (  # by the rows that a mean over nets is of
     *("dataset", "ipc", "method", "base", "pool", "iteration", "main_prob"),
     *("protocol", "arm", "split"),
 )
@@ -135,7 +135,7 @@ def mean_over_nets(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     The mean over a fixed list of architectures is one figure per seed; its interval must not count
     the differences between architectures as noise.
     """
-    keys = [column for column in ONE_MEAN if column in rows]
+    keys = [column for column in SHARED if column in rows]
     merged = rows.groupby([*keys, UNIT, WITHIN], dropna=False, sort=False, as_index=False).agg(
         accuracy=("accuracy", "mean"), diverged=("diverged", "any"), seconds=("seconds", "sum")
     )

@@ -245,6 +245,7 @@ def test_a_config_can_be_changed_after_it_was_made():
 
 
 DM = {"method": "dm", "init": "real", "augment": "dsa", "lr_images": 1.0, "iterations": 20_000}
+BATCH = {"dm_batchnorm": "batch"}  # not what runs did before there was the option
 OTHER_DM = {"method": "dm", "augment": "dsa", "lr_images": 0.2}
 
 
@@ -254,11 +255,18 @@ OTHER_DM = {"method": "dm", "augment": "dsa", "lr_images": 0.2}
         ({}, {}),
         ({"lr_images": 0.1, "iterations": 1000, "pool": "main_plus_similar"}, {}),
         ({"lr_images": 0.2, "snapshots": (1, 2)}, {"lr_images": 0.2, "snapshots": [1, 2]}),
-        ({"method": "dm"}, DM),
-        ({"method": "dm", "lr_images": 1.0, "init": "real"}, DM),
-        ({"method": "dm", "iterations": 1000, "init": "noise", "lr_images": 0.2}, OTHER_DM),
-        ({"method": "dm", "options": {"dm_scale": "none"}}, DM),
-        ({"method": "dm", "options": {"dm_scale": "main"}}, DM | {"options": {"dm_scale": "main"}}),
+        ({"method": "dm"}, DM | {"options": BATCH}),
+        ({"method": "dm", "options": {"dm_batchnorm": "frozen"}}, DM),
+        ({"method": "dm", "lr_images": 1.0, "init": "real"}, DM | {"options": BATCH}),
+        (
+            {"method": "dm", "iterations": 1000, "init": "noise", "lr_images": 0.2},
+            OTHER_DM | {"options": BATCH},
+        ),
+        ({"method": "dm", "options": {"dm_scale": "none"}}, DM | {"options": BATCH}),
+        (
+            {"method": "dm", "options": {"dm_scale": "main"}},
+            DM | {"options": BATCH | {"dm_scale": "main"}},
+        ),
     ],
 )
 def test_identity_holds_what_differs_from_the_defaults(settings, expected):
@@ -304,8 +312,8 @@ def test_other_defaults_of_a_method_never_find_its_earlier_runs(data, monkeypatc
 
 def test_a_new_option_finds_yesterdays_run(data, monkeypatch):
     class Later(Distribution):
-        def __init__(self, dm_scale="none", dm_power=2):
-            super().__init__(dm_scale)
+        def __init__(self, dm_scale="none", dm_batchnorm="batch", dm_power=2):
+            super().__init__(dm_scale, dm_batchnorm)
 
     configs = [DistillConfig(method="dm", options=o) for o in ({}, {"dm_scale": "main"})]
     names = [store_name(config, data) for config in configs]

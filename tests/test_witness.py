@@ -198,6 +198,7 @@ POOLS["all"] = ModelPool.preset("total_random", width=8, width_factor=0.05, shap
 # What plain.distill does for a method, and how large its steps are
 METHODS = {"dc": {}, "dsa": {"operations": OPERATIONS}}
 METHODS |= {"dm": {"method": "dm", "operations": OPERATIONS, "lr_images": 30.0}}
+METHODS |= {"dm-frozen": METHODS["dm"] | {"method": "dm-frozen", "lr_images": 0.3}}
 
 
 @functools.cache
@@ -213,7 +214,9 @@ def distilled_plainly(name: str, method: str = "dc") -> tuple[Tensor, Tensor, li
 def distillation_errors(name: str, precision: str, method: str = "dc") -> tuple[float, float]:
     """Those of the pixels and of the losses."""
     lr = METHODS[method].get("lr_images", DISTILLATION.lr_images)
-    config = replace(DISTILLATION, precision=precision, method=method, init="noise", lr_images=lr)
+    options = {"dm_batchnorm": "frozen"} if method == "dm-frozen" else {}
+    method_of = {"method": method.removesuffix("-frozen"), "options": options}
+    config = replace(DISTILLATION, precision=precision, init="noise", lr_images=lr, **method_of)
     fast = ddlib.distill(config, colours(), POOLS[name], progress=False)
     start, images, losses = distilled_plainly(name, method)
     ratios = [own / slow for own, slow in zip(fast.log["loss"], losses, strict=True)]
@@ -227,7 +230,7 @@ def test_distillation_is_the_plain_loop(name):
     assert pixels <= 2e-5 and losses <= EXACT
 
 
-@pytest.mark.parametrize("method", ["dsa", "dm"])
+@pytest.mark.parametrize("method", ["dsa", "dm", "dm-frozen"])
 @pytest.mark.parametrize("name", POOLS)
 def test_other_methods_are_the_plain_loop(name, method):
     """Augmentation is drawn and done there image by image."""

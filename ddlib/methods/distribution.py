@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Distribution(Objective):
     """
 
     recorded = True
+    before: ClassVar[Mapping[str, Any]] = {"dm_batchnorm": "frozen"}
 
     def __init__(self, dm_scale: str = "none", dm_batchnorm: str = "batch") -> None:
         self.scale = check_choice("dm_scale", dm_scale, ("none", "main"))
@@ -65,7 +67,7 @@ class Distribution(Objective):
         if not layers:
             return super().match(net)
         for layer in layers:
-            layer.train()
+            layer.train()  # thawed: DC's frozen statistics are not used
         real = self.real if self.operations else self.data.x_train[self.rows]
         with torch.no_grad():
             target = self.embed(net, real.flatten(0, 1)).view(*real.shape[:2], -1).mean(1)

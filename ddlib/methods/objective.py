@@ -10,9 +10,9 @@ One of your own needs `class_loss` only, and works with every pool, in snapshots
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ class Part:
     """Something a run is made of: images, an objective, an extra loss that remembers something."""
 
     made: str  # its code and settings, before its first run
+    # Of options that came later with another default: what runs did before, as their names say
+    before: ClassVar[Mapping[str, Any]] = {}
 
     def prepare(self, config: DistillConfig, data: Data, rng: Streams) -> None:
         """Begin a run. All random numbers must come from `rng`, whose state the run keeps."""

@@ -134,7 +134,7 @@ def docs_parts(profile: str) -> dict[str, str]:
         "claim map": to_markdown(claim_map(profile)),
         "agreement": to_markdown(agreement_table(compatible(rows, scope))),
         "free baselines": to_markdown(free_table(rows, scope)),
-        "class means": free_sentence(claim_cells(rows, scope), ipc) + "\n",
+        "class means": free_sentence(cells_of_claims(profile), ipc) + "\n",
         "class means, short schedule": free_sentence(cells_of_claims(SHORT), ipc) + "\n",
         "released agreement": to_markdown(agreement_table(theirs)),
         "released sets": to_markdown(released_table(rows)),
@@ -293,6 +293,7 @@ def claims_of(profile: str) -> pd.DataFrame:
     return claims(cells_of_claims(profile))
 
 
+@cache
 def cells_of_claims(profile: str) -> pd.DataFrame:
     """What those verdicts rest on (`audit.claim_cells`)."""
     return claim_cells(committed_rows(profile), scope_of(PROFILES[profile]))

@@ -23,7 +23,7 @@ from .audit import (
 )
 from .published import printed_accuracy, stored_against_printed
 from .released import released_rows
-from .selection import arms, images_name
+from .selection import arms
 from .tables import FREE, in_order, line_of, read_published
 
 BEST = "model pool + KD"  # of Table 4's methods
@@ -53,13 +53,13 @@ def settings_table(profile: Profile) -> pd.DataFrame:
         loops = config.parts()["objective"].loops(config.ipc)
         outer, inner = (a or b for a, b in zip((config.outer, config.inner), loops, strict=True))
         between = f" of {inner} epochs" * (outer > 1)
-        line = {"method": images_name(config.method, "", "main"), "name": name, "ipc": config.ipc}
-        line |= {"iterations": config.iterations, "pixel steps in each": f"{outer}{between}"}
-        line |= {"from": config.init, "pixel rate": f"{config.lr_images:g}"}
+        line = {"method": name, "ipc": config.ipc, "iterations": config.iterations}
+        line |= {"pixel steps in each": f"{outer}{between}", "from": config.init}
+        line |= {"pixel rate": f"{config.lr_images:g}"}
         line |= {"real images a class": config.batch_real, "extras": ", ".join(config.extras)}
         told = profile.methods[name].get("options", {})
         lines.append(line | {"options": ", ".join(f"{k} {v}" for k, v in told.items())})
-    return pd.DataFrame(lines).drop(columns="method").rename(columns={"name": "method"})
+    return pd.DataFrame(lines)
 
 
 def claims_by_ipc(found: pd.DataFrame, name: str = "") -> pd.DataFrame:
