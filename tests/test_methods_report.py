@@ -105,10 +105,13 @@ def test_how_far_pixels_are():
     one = random_real(make_data(), 2, 3)
     images = one.images.abs() * 0 + torch.linspace(1, 2, len(one)).view(-1, 1, 1, 1)
     images[0, 0, 0, 0] = -4e12
-    about = {"method": "dm", "pool": "main", "seed": 3}
-    table = extent_table([replace(one, images=images, config=about)])
+    about = {"method": "dm", "pool": "main", "seed": 3, "options": {"dm_batchnorm": "batch"}}
+    pools = [about | {"pool": "main_plus_similar", "options": {"dm_batchnorm": "frozen"}}, about]
+    table = extent_table([replace(one, images=images, config=config) for config in pools])
+    sizes = {"seed": 3, "median": "1.6", "largest": "4e+12"}
     assert table.to_dict("records") == [
-        {"images": "DM", "seed": 3, "median": "1.6", "largest": "4e+12"}
+        {"images": "DM", "batch norm": ""} | sizes,
+        {"images": "DM, model pool", "batch norm": "frozen"} | sizes,
     ]
 
 

@@ -151,15 +151,20 @@ def gains_by_seed(rows: pd.DataFrame, nets: Sequence[str] = NETS) -> pd.DataFram
 
 
 def extent_table(sets: Iterable[SyntheticSet]) -> pd.DataFrame:
-    """How far pixels are from 0, in normalised pixel space: the median and the largest of a set."""
+    """How far pixels are from 0, in normalised pixel space: the median and the largest of a set.
+
+    With DM's option `dm_batchnorm`, where a pool has members with batch norm.
+    """
     lines = []
     for one in sets:
         size = one.images.abs()
-        about = identity_of(one)
+        about, options = identity_of(one), one.config.get("options", {})
         line = {"images": images_name(about["method"], about["base"], about["pool"])}
+        line |= {"batch norm": options.get("dm_batchnorm", "") if about["pool"] != "main" else ""}
         line |= {"seed": about["seed"], "median": f"{float(size.median()):.3g}"}
         lines.append(line | {"largest": f"{float(size.max()):.3g}"})
-    return pd.DataFrame(lines).sort_values(["images", "seed"], ignore_index=True)
+    keys = ["images", "batch norm", "seed"]
+    return pd.DataFrame(lines).sort_values(keys, ignore_index=True)
 
 
 def at(iteration: int, rows: pd.DataFrame) -> str:

@@ -215,11 +215,12 @@ def full_width_parts(rows: pd.DataFrame, frozen: pd.DataFrame) -> dict[str, str]
     """
     if rows.empty:
         return {}
-    pooled = methods_table(frozen[frozen["pool"] != "main"])
-    table = pd.concat([methods_table(rows), pooled.assign(images=pooled["images"] + ", frozen")])
     return {
-        "methods at full width": to_markdown(table.fillna("").sort_values(["trained with", "ipc"])),
-        "pool at full width, seed by seed": to_markdown(gains_by_seed(frozen)),
+        "methods at full width": to_markdown(methods_table(rows).fillna("")),
+        "pool at full width": to_markdown(pool_verdicts(pool_effects(rows))),
+        "pool at full width, in short": mean_gains_sentence(pool_verdicts(pool_effects(rows))),
+        "pool at full width, seed by seed": to_markdown(gains_by_seed(rows)),
+        "frozen at full width, seed by seed": to_markdown(gains_by_seed(frozen)),
         "pixels at full width": to_markdown(extent_table(dm_sets())),
     }
 
@@ -232,13 +233,15 @@ def dm_sets() -> list[SyntheticSet]:
 
 
 def publish_losses() -> None:
-    """Draw what each member of the pool had to match in DM at the paper's scale with frozen
-    statistics, from the committed logs.
+    """Draw what each member of the pool had to match in DM at the paper's scale, with frozen
+    statistics and with those of the batch, from the committed logs.
     """
-    paths = sorted(COMMITTED_SETS.glob(f"{FROZEN_PAPER}-*.log.csv"))
-    logs = {f"seed {path.name.split('-s')[-1].split('.')[0]}": pd.read_csv(path) for path in paths}
-    title = "DM with the model pool, batch norm frozen, CIFAR-10, ipc 10, full width"
-    figure = member_losses(logs, title)
+    logs = {}
+    for how, name in {"frozen": FROZEN_PAPER, "of the batch": "paper-dm"}.items():
+        for path in sorted(COMMITTED_SETS.glob(f"{name}-ipc10-*.log.csv")):
+            seed = path.name.split("-s")[-1].split(".")[0]
+            logs[f"statistics {how}, seed {seed}"] = pd.read_csv(path)
+    figure = member_losses(logs, "DM with the model pool, CIFAR-10, ipc 10, full width")
     figure.savefig(ROOT / "figures" / "paper" / "dm-pool-losses.png", **PNG)
 
 

@@ -35,9 +35,11 @@ CHANCE = 10.0  # percent: what a net that never learns gets on CIFAR-10's test i
 
 def mean_gains_sentence(verdicts: pd.DataFrame) -> str:
     """What the pool adds to each method on the mean over nets under plain cross-entropy
-    (`methods.pool_verdicts`).
+    (`methods.pool_verdicts`); nothing where no method has all nets.
     """
     own = verdicts[(verdicts["trained with"] == "CE") & (verdicts["mean gain"] != "")]
+    if own.empty:
+        return ""
     lines = own.to_dict("records")
     gains = ", ".join(f"{one['method']} {one['mean gain']} ({one['verdict']})" for one in lines)
     ns = " or ".join(dict.fromkeys(own["n"]))
