@@ -1,6 +1,7 @@
 """What test files share: tiny data, results by hand, fixtures and short helpers."""
 
 import contextlib
+import gc
 import importlib
 import itertools
 import os
@@ -19,6 +20,13 @@ from ddlib.support.errors import DDError
 from ddlib.support.store import canonical
 
 torch.set_num_threads(1)  # tensors of a few hundred numbers: threads cost more than they give
+
+
+def pytest_collection_finish():
+    """Garbage collections, one before each recording of work on a GPU, need not look at all that
+    was imported.
+    """
+    gc.freeze()
 
 
 def make_data(classes=3, per_class=12, channels=1, side=28, seed=0, name="tiny"):

@@ -11,6 +11,7 @@ from ddlib.support.store import ROOT
 TINY = {"iterations": 2, "snapshots": [0, 2], "epochs": 4, "full_epochs": 1, "batch_real": 6}
 TINY |= {"width": 4, "width_factor": 0.0625, "seeds": [0], "taus": [1.0, 4.0], "lrs": [0.005, 0.01]}
 TINY |= {"pools": ["total_random", "main_plus_similar"], "feature_epochs": 1, "feature_images": 20}
+TINY |= {"nets": ["ConvNet", "MLP", "LeNet"]}  # test_graphs has the others on the stand-in
 AUXILIARIES = {"aux_epochs": 1, "aux_images": 20}
 TINY["methods"] = {
     "dm": {"method": "dm", "iterations": 2},

@@ -147,7 +147,7 @@ def gains_by_seed(rows: pd.DataFrame, nets: Sequence[str] = NETS) -> pd.DataFram
             texts = {cell["net"]: effect_text(cell) for cell in cells.to_dict("records")}
             lines.append(start | {"seed": seed} | {net: texts.get(net, "") for net in nets})
     keys = ["trained with", "method", "ipc", "iterations", "seed"]
-    return pd.DataFrame(lines)[[*keys, *nets]].sort_values(keys, kind="stable")
+    return pd.DataFrame(lines, columns=[*keys, *nets]).sort_values(keys, kind="stable")
 
 
 def extent_table(sets: Iterable[SyntheticSet]) -> pd.DataFrame:
