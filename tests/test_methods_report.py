@@ -101,6 +101,13 @@ def test_the_mean_gain_of_every_method_is_one_sentence():
     assert ", DM +4.1 [" in text and text.endswith("(supported).\n")
 
 
+def test_the_n_of_a_mean_gain_is_that_of_the_nets_it_is_of():
+    rows = rows_of("dm", {"main": 40.0, "main_plus_similar": noisy(43)}, seeds=2)
+    rows = rows[(rows["net"] != "LeNet") | (rows["eval_seed"] % 1000 == 0)]
+    verdicts = pool_verdicts(pool_effects(rows, NETS))
+    assert verdicts["n"].tolist() == ["2×1"]
+
+
 def test_how_far_pixels_are():
     one = random_real(make_data(), 2, 3)
     images = one.images.abs() * 0 + torch.linspace(1, 2, len(one)).view(-1, 1, 1, 1)

@@ -181,7 +181,7 @@ def member_losses(logs: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """The matching loss of each iteration by the member that was drawn, a panel per log
     (`SyntheticSet.log`): the main model, other members with batch norm, the rest.
     """
-    figure, axes = panels(len(logs), 4.6, 3.0, sharey=True)
+    figure, axes = panels(len(logs), 2.6, 2.7, sharey=True)
     kinds = {"main model": GREY, "other members, batch norm": ORANGE, "other members": BLUE}
     for axis, (name, log) in zip(axes, logs.items(), strict=True):
         drawn = log["architecture"]

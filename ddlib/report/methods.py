@@ -209,7 +209,8 @@ def elf_arms(rows: pd.DataFrame) -> pd.DataFrame:
 
 def pool_verdicts(effects: pd.DataFrame) -> pd.DataFrame:
     """A line per method, ipc, iteration and arm of `pool_effects`: the verdict on "the pool
-    improves cross-architecture accuracy" of that method, its effects in words, and n.
+    improves cross-architecture accuracy" of that method, the mean gain, and its n; those of the
+    nets where there is no mean.
     """
     lines, keys = [], ["method", "ipc", "iterations", "arm"]
     for (method, ipc, k, arm), group in effects.groupby(keys, sort=False):
@@ -220,6 +221,6 @@ def pool_verdicts(effects: pd.DataFrame) -> pd.DataFrame:
         line = {"method": method, "ipc": ipc, "iterations": k, "trained with": arm}
         line |= {"verdict": found, "measured": f"{len(measured)} of {len(cells)} nets"}
         line["mean gain"] = effect_text(mean) if mean["n"] else ""
-        line["n"] = " or ".join(dict.fromkeys(cell["n"] for cell in measured)) or MISSING
+        line["n"] = mean["n"] or " or ".join(dict.fromkeys(c["n"] for c in measured)) or MISSING
         lines.append(line)
     return pd.DataFrame(lines)
