@@ -11,7 +11,7 @@ from ddlib.identity import identity_of
 from ddlib.report.audit import Scope
 from ddlib.report.released import control, released_compatible, released_table
 from ddlib.report.selection import images_name
-from ddlib.report.sentences import control_sentence
+from ddlib.report.sentences import control_sentence, half_ce_sentence, other_half_sentence
 from ddlib.report.tables import NETS, table
 from ddlib.study import released
 from ddlib.study.plan import ImageSet
@@ -114,3 +114,23 @@ def test_table_5_is_the_control_of_our_evaluation():
     assert control_sentence(control(own)) == control_sentence(found.iloc[:0])
     lines = released_table(rows).set_index("accuracy of")
     assert lines.loc["printed in Table 5, CE", "VGG11"] == "25.1"
+
+
+def test_the_gain_of_a_whole_cross_entropy_beside_that_of_kd_ipc_by_ipc():
+    """KD is printed to bring VGG11 −1.3 at ipc 1 and +5.2 at ipc 10, on the baseline's images."""
+
+    def whole(net, d, e):
+        return 25.2 + 0.1 * e + 0.02 * (e % 3)
+
+    accuracies = {("main", "CE"): whole, ("main", "½ CE"): lambda net, d, e: 20.0 + 0.1 * e}
+    both = [
+        study_rows(accuracies, ("VGG11",), 1, 5, method="dc-released", ipc=ipc) for ipc in (1, 10)
+    ]
+    rows, scope = pd.concat(both, ignore_index=True), Scope((1, 10), (1000,), ("VGG11",))
+    text = other_half_sentence(rows, scope)
+    assert "At ipc 1 it agrees in 0 of 1 cells, among them 0 of the 1 printed as a point" in text
+    assert "not on VGG11, baseline sets (+5.2 [" in text and "; printed −1.3)" in text
+    assert "At ipc 10 it agrees in 1 of 1 cells, among them 1 of the 1 printed as a point" in text
+    own = rows.assign(method="dc")
+    for ipc, printed in ((1, "26.5% without KD, 25.2% with"), (10, "30.4% without KD, 35.6% with")):
+        assert f"(printed: {printed} it)" in half_ce_sentence(own, scope, "VGG11", ipc)
