@@ -8,6 +8,7 @@ import torch
 from conftest import ARMS, make_data, study_rows
 
 from ddlib import random_real
+from ddlib.report import figures
 from ddlib.report.audit import CONTRADICTED, SUPPORTED
 from ddlib.report.methods import (
     elf_arms,
@@ -33,6 +34,9 @@ def rows_of(method, accuracies, base="", seeds=3, n_eval=3, augment="", **about)
     pools = {(pool, "CE"): accuracy for pool, accuracy in accuracies.items()}
     about |= {"method": method, "base": base, "settings": {"augment": augment}}
     return study_rows(pools, NETS, seeds, n_eval, **about)
+
+
+POOLS_OF_40 = {"main": 40.0, "main_plus_similar": 40.0}
 
 
 def noisy(level):
@@ -131,6 +135,16 @@ def test_what_the_pool_adds_stands_seed_by_seed():
     assert found["seed"].tolist() == [0, 1] and set(found["trained with"]) == {"CE"}
     assert found["MLP"].str[:5].tolist() == ["+3.0 "] * 2 and "[" in found["MLP"].iloc[0]
     assert found["LeNet"].str.contains("no interval").all() and set(found["VGG11"]) == {""}
+
+
+def test_without_the_pool_there_is_nothing_to_say_of_it():
+    rows = rows_of("dm", {"main": 40.0})
+    assert gains_by_seed(rows).empty and "MLP" in gains_by_seed(rows)
+    assert mean_gains_sentence(pool_verdicts(pool_effects(rows, NETS))) == ""
+    assert figures.effects(pool_effects(rows, NETS), "title") is None
+    few = rows_of("dm", POOLS_OF_40).query("net == 'MLP'")
+    assert mean_gains_sentence(pool_verdicts(pool_effects(few, NETS))) == ""
+    assert figures.effects(elf_effects(rows, NETS), "title") is None
 
 
 def test_methods_stand_beside_images_that_are_given_at_their_ipc():

@@ -11,7 +11,7 @@ from ddlib.identity import identity_of
 from ddlib.report.audit import Scope
 from ddlib.report.released import control, released_compatible, released_table
 from ddlib.report.selection import images_name
-from ddlib.report.sentences import control_sentence, half_ce_sentence, other_half_sentence
+from ddlib.report.sentences import control_sentence, half_ce_by_ipc, other_half_sentence
 from ddlib.report.tables import NETS, table
 from ddlib.study import released
 from ddlib.study.plan import ImageSet
@@ -132,5 +132,22 @@ def test_the_gain_of_a_whole_cross_entropy_beside_that_of_kd_ipc_by_ipc():
     assert "not on VGG11, baseline sets (+5.2 [" in text and "; printed −1.3)" in text
     assert "At ipc 10 it agrees in 1 of 1 cells, among them 1 of the 1 printed as a point" in text
     own = rows.assign(method="dc")
+    told = half_ce_by_ipc(own, scope)
     for ipc, printed in ((1, "26.5% without KD, 25.2% with"), (10, "30.4% without KD, 35.6% with")):
-        assert f"(printed: {printed} it)" in half_ce_sentence(own, scope, "VGG11", ipc)
+        start = (
+            f"VGG11 reaches, at ipc {ipc}, without any teacher, on baseline images 20.2% with half"
+        )
+        assert start in told and f"(printed: {printed} it)" in told
+
+
+def test_the_net_that_is_told_of_is_where_both_differ_most_and_leave_0_out():
+    """AlexNet differs most of all, and its interval holds 0."""
+    gains = {"MLP": -1.0, "VGG11": -5.0, "AlexNet": 6.0}
+
+    def whole(net, d, e):
+        return 20.0 + gains[net] + 0.02 * (e % 3) + 30.0 * (net == "AlexNet") * (e % 2)
+
+    accuracies = {("main", "CE"): whole, ("main", "½ CE"): 20.0}
+    rows, scope = study_rows(accuracies, tuple(gains), 1, 5), Scope((1,), (1000,), tuple(gains))
+    assert "leave 0 out: VGG11 reaches" in half_ce_by_ipc(rows, scope)
+    assert half_ce_by_ipc(rows[rows["net"] == "AlexNet"], scope) == ""

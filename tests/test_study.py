@@ -480,6 +480,12 @@ def test_published_sets_are_the_latest_of_each_method(tmp_path):
         assert ddlib.load_synset(path).iteration == iteration
 
 
+def test_without_a_figure_nothing_is_saved(tmp_path):
+    study = make(tmp_path)
+    assert study.save_figure(None, "empty") == "nothing to draw yet"
+    assert not study.figures.exists() and not study.written
+
+
 def test_out_can_come_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("DDLIB_OUT", str(tmp_path))
     assert Study("quick").out == tmp_path

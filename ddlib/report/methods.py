@@ -25,6 +25,7 @@ from .tables import FREE, NETS, in_order, line_of
 
 OWN_NAMES = {IMAGES["dc", "main"]: "DC", IMAGES["dc", "main_plus_similar"]: "DC" + WITH_POOL}
 CELL = ["ipc", "images", "iteration", "arm", "net"]
+EFFECT = ["net", *NO_CELL, "outcome"]
 # What ELF is compared with, all augmented alike: arm -> protocol and the options that differ
 ELF_ARMS = {
     "CE": ("ce", {}),
@@ -132,7 +133,9 @@ def pool_effects(rows: pd.DataFrame, nets: Sequence[str] = NETS) -> pd.DataFrame
             start = {"method": name, "ipc": ipc, "iterations": k, "arm": arm}
             start["comparison"] = f"{name}, {arm}" + at(k, own)
             lines += effect_lines(start, pair(sets, main), nets)
-    return pd.DataFrame(lines).drop(columns="seconds", errors="ignore")
+    return pd.DataFrame(
+        lines, columns=["method", "ipc", "iterations", "arm", "comparison", *EFFECT]
+    )
 
 
 def gains_by_seed(rows: pd.DataFrame, nets: Sequence[str] = NETS) -> pd.DataFrame:
@@ -180,7 +183,7 @@ def elf_effects(rows: pd.DataFrame, nets: Iterable[str]) -> pd.DataFrame:
             sides = (group[group["arm"] == arm] for arm in (a, b))
             start = {"images": images, "ipc": ipc, "comparison": f"{a} − {b}" + at(k, tested)}
             lines += effect_lines(start, pair(*sides), list(nets))
-    return pd.DataFrame(lines).drop(columns="seconds", errors="ignore")
+    return pd.DataFrame(lines, columns=["images", "ipc", "comparison", *EFFECT])
 
 
 def effect_lines(start: dict, differences: pd.DataFrame, nets: Sequence[str]) -> list[dict]:
@@ -223,4 +226,6 @@ def pool_verdicts(effects: pd.DataFrame) -> pd.DataFrame:
         line["mean gain"] = effect_text(mean) if mean["n"] else ""
         line["n"] = mean["n"] or " or ".join(dict.fromkeys(c["n"] for c in measured)) or MISSING
         lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(
+        lines, columns=[*keys[:3], "trained with", "verdict", "measured", "mean gain", "n"]
+    )

@@ -10,6 +10,8 @@ from ..stats import given, holm, p_above, p_below, summarise
 from ..study.profiles import Profile
 from .audit import (
     CLASS_MEANS,
+    GAIN,
+    LOSS,
     MARGIN,
     SETS,
     SIDE,
@@ -285,6 +287,19 @@ def kd_sentence(rows: pd.DataFrame, scope: Scope) -> str:
         f"Nets of AlexNet that stay at {CHANCE:g}%: {', '.join(counts)}. Without AlexNet claim 3 "
         f"is *{found['verdict']}* ({found['measured']}): {found['evidence']}\n"
     )
+
+
+def half_ce_by_ipc(rows: pd.DataFrame, scope: Scope) -> str:
+    """`half_ce_sentence` on the authors' own sets, at each ipc of the net that a whole and half a
+    cross-entropy differ most on, of those where an interval leaves 0 out.
+    """
+    lines, found = audit(rows, scope), []
+    told = (lines["point"] == "half-ce") & lines["outcome"].isin([GAIN, LOSS])
+    for ipc, own in lines[told].groupby("ipc"):
+        net = own.loc[own["mean"].abs().idxmax(), "net"]
+        found.append(half_ce_sentence(rows, scope, net, ipc))
+    start = f"Where both differ most on {THEIR_SETS}, among differences that leave 0 out: "
+    return start + " ".join(found) + "\n" if found else ""
 
 
 def half_ce_sentences(rows: pd.DataFrame, scope: Scope) -> str:

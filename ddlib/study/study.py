@@ -176,8 +176,10 @@ class Study:
         shown = [one for one in sets if one.ipc == min(each.ipc for each in sets)]
         return {f"{titles[s.config['pool']]}\niteration {s.iteration}": s for s in shown}
 
-    def save_figure(self, figure: Figure, name: str) -> Figure:
-        """Save a figure as figures/<profile>/<name>.png and return it."""
+    def save_figure(self, figure: Figure | None, name: str) -> Figure | str:
+        """Save a figure as figures/<profile>/<name>.png and return it; without one, say so."""
+        if figure is None:
+            return "nothing to draw yet"
         self.figures.mkdir(parents=True, exist_ok=True)
         self.written.append(self.figures / f"{name}.png")
         figure.savefig(self.written[-1], **PNG)
