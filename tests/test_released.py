@@ -1,6 +1,7 @@
 """The authors' released sets: found by name, checked by hash, never another's in their place."""
 
 import hashlib
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,7 +12,12 @@ from ddlib.identity import identity_of
 from ddlib.report.audit import Scope
 from ddlib.report.released import control, released_compatible, released_table
 from ddlib.report.selection import images_name
-from ddlib.report.sentences import control_sentence, half_ce_by_ipc, other_half_sentence
+from ddlib.report.sentences import (
+    control_sentence,
+    half_ce_by_ipc,
+    large_gains_sentence,
+    other_half_sentence,
+)
 from ddlib.report.tables import NETS, table
 from ddlib.study import released
 from ddlib.study.plan import ImageSet
@@ -128,9 +134,14 @@ def test_the_gain_of_a_whole_cross_entropy_beside_that_of_kd_ipc_by_ipc():
     ]
     rows, scope = pd.concat(both, ignore_index=True), Scope((1, 10), (1000,), ("VGG11",))
     text = other_half_sentence(rows, scope)
-    assert "At ipc 1 it agrees in 0 of 1 cells, among them 0 of the 1 printed as a point" in text
-    assert "not on VGG11, baseline sets (+5.2 [" in text and "; printed −1.3)" in text
-    assert "At ipc 10 it agrees in 1 of 1 cells, among them 1 of the 1 printed as a point" in text
+    assert "At ipc 1 it agrees in 0 of 1 cells; not on VGG11, baseline sets at ipc 1 (+5.2" in text
+    assert "; printed −1.3)" in text and "At ipc 10 it agrees in 1 of 1 cells. Gains" in text
+    large = large_gains_sentence(rows, scope)
+    assert large.startswith("Of 2 gains printed as KD's of a point or more, 1 agree ")
+    assert "(1 of them with an interval that leaves 0 out); not on VGG11" in large
+    assert large.endswith("; printed −1.3).\n") and large.count("VGG11") == 1
+    small = rows[rows["ipc"] == 10].assign(net="MLP")  # KD is printed to bring it +0.6
+    assert large_gains_sentence(small, replace(scope, nets=("MLP",))) == ""
     own = rows.assign(method="dc")
     told = half_ce_by_ipc(own, scope)
     for ipc, printed in ((1, "26.5% without KD, 25.2% with"), (10, "30.4% without KD, 35.6% with")):

@@ -174,26 +174,44 @@ def other_half_sentence(rows: pd.DataFrame, scope: Scope) -> str:
     """Whether the gain of a whole over half a cross-entropy on the authors' sets is what Table 4
     prints as KD's, ipc by ipc.
     """
-    lines = audit(released_rows(rows), scope)
-    judged = lines[(lines["point"] == "half-ce") & (lines["agrees"] != "")]
     question = "Is the printed gain of KD that of a whole over half a cross-entropy on these sets?"
-    found = [gains_in_short(own, ipc) for ipc, own in judged.groupby("ipc")]
+    found = [
+        f"At ipc {ipc} it agrees in {(own['agrees'] == 'yes').sum()} of {len(own)} cells"
+        f"{where_not(own)}."
+        for ipc, own in judged_gains(rows, scope).groupby("ipc")
+    ]
     return " ".join([question, *found, "Gains below a point say little."]) + "\n"
 
 
-def gains_in_short(judged: pd.DataFrame, ipc: int) -> str:
-    """How many of an ipc's judged gains agree with the printed ones, and which do not."""
+def large_gains_sentence(rows: pd.DataFrame, scope: Scope) -> str:
+    """`other_half_sentence` of the gains of KD that are printed as a point or more, in short."""
+    judged = judged_gains(rows, scope)
+    large = judged[judged["published"].abs() >= MARGIN]
+    if large.empty:
+        return ""
+    agree = large[large["agrees"] == "yes"]
+    return (
+        f"Of {len(large)} gains printed as KD's of a point or more, {len(agree)} agree with what a "
+        f"whole cross-entropy adds to half a one on the same images, without any teacher "
+        f"({agree['outcome'].isin([GAIN, LOSS]).sum()} of them with an interval that leaves 0 out)"
+        f"{where_not(large)}.\n"
+    )
+
+
+def judged_gains(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
+    """What a whole cross-entropy adds to half a one on the authors' sets, beside a printed gain."""
+    lines = audit(released_rows(rows), scope)
+    return lines[(lines["point"] == "half-ce") & (lines["agrees"] != "")]
+
+
+def where_not(judged: pd.DataFrame) -> str:
+    """The gains that do not agree with the printed ones, "" if all do."""
     wrong = [
-        f"{one['net']}, {one['comparison'].rpartition(', ')[2]} ({effect_text(one)}; printed "
-        f"{signed(one['published'])})"
+        f"{one['net']}, {one['comparison'].rpartition(', ')[2]} at ipc {one['ipc']} "
+        f"({effect_text(one)}; printed {signed(one['published'])})"
         for one in judged[judged["agrees"] == "no"].to_dict("records")
     ]
-    but = f"; not on {', '.join(wrong)}" if wrong else ""
-    large = judged[judged["published"].abs() >= MARGIN]
-    return (
-        f"At ipc {ipc} it agrees in {len(judged) - len(wrong)} of {len(judged)} cells, among them "
-        f"{(large['agrees'] == 'yes').sum()} of the {len(large)} printed as a point or more{but}."
-    )
+    return f"; not on {', '.join(wrong)}" if wrong else ""
 
 
 def control_sentence(found: pd.DataFrame) -> str:
