@@ -2,6 +2,8 @@
 where rows are missing.
 """
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from ddlib.report.audit import (
     LOSS,
     MISSING,
     MIXED,
+    NO_CELL,
     QUESTIONS,
     SMALL,
     SUPPORTED,
@@ -25,6 +28,8 @@ from ddlib.report.audit import (
     claim_cells,
     claims,
     compatible,
+    decisive,
+    mean_of,
     noise_of_mean,
     outcome,
     outcome_counts,
@@ -272,12 +277,36 @@ def test_a_cell_without_interval_is_not_measured():
 
 
 def test_a_mean_says_of_which_nets_it_is():
-    """Only seeds that all cells have count, so that it is not the mean of the cells beside it."""
+    """On one set only seeds that all cells have count, so that it is not the mean of the cells."""
     cells = claim_cells(make_rows(), SCOPE)
     wide = (cells["claim"] == 2) & (cells["net"] == "MLP")
     cells.loc[wide, "n"] = "2×7"
     text = claims(cells).set_index("number").loc[2, "evidence"]
-    assert "mean +3.0 [+3.0, +3.0] over the 2×2 nets that all cells have; n 2×7 or 2×2." in text
+    assert "mean +3.0 [+3.0, +3.0] (n 2×2); n 2×7 or 2×2." in text
+
+
+def test_a_mean_over_nets_is_of_sets_or_of_the_eval_seeds_that_all_have():
+    """A net with more seeds than others counts with all of them where the sets are the unit."""
+
+    def frame(values):
+        lines = [
+            {"net": net, "seed": d, "eval_seed": e, "accuracy": value, "diverged": False}
+            for (net, d), accuracies in values.items()
+            for e, value in enumerate(accuracies)
+        ]
+        return pd.DataFrame(lines)
+
+    several = frame({("A", 0): [1, 3], ("B", 0): [6], ("A", 1): [2, 4, 9], ("B", 1): [1]})
+    found = mean_of([several], ["A", "B"])
+    assert found["mean"] == np.mean([(2 + 6) / 2, (5 + 1) / 2]) and found["df"] == 1
+    assert found["n"] == "2×1-3"
+    without = several[(several["net"] == "A") | (several["seed"] == 1)]  # seed 0 has no B
+    one = mean_of([without], ["A", "B"])
+    assert one["mean"] == (2 + 1) / 2 and one["n"] == "1×1" and one["sets"] == 1
+    assert mean_of([several], ["A", "C"]) == NO_CELL
+    twice = mean_of([several, several.assign(accuracy=several["accuracy"] + 2)], ["A", "B"])
+    assert twice["mean"] == found["mean"] + 1
+    assert mean_of([several, several[several["net"] == "A"]], ["A", "B"]) == NO_CELL
 
 
 def test_what_decides_is_named():
@@ -285,9 +314,30 @@ def test_what_decides_is_named():
     cells = claim_cells(make_rows({BASELINE: lowered("VGG11", 20.0, 4.5)}.items()), SCOPE)
     least = claims(cells).set_index("number")["decides"]
     assert least[1] == "VGG11 +0.5 [+0.5, +0.5]" and least[3] == least[6] == ""
-    assert least[2].startswith("mean +3.9 [") and "total random" in least[4]
+    assert re.fullmatch(r"mean \+3\.9 \[.*\], n 2×2", least[2]) and "total random" in least[4]
+    cells.loc[(cells["claim"] == 1) & (cells["net"] == "VGG11"), "diverged"] = 2
+    assert claims(cells).set_index("number").loc[1, "decides"] == "VGG11 +0.5 [+0.5, +0.5]*"
+    assert "VGG11 +0.5 [+0.5, +0.5]*, ResNet18" in claims(cells)["evidence"][0]
+    cells = claim_cells(make_rows(), SCOPE)
     cells.loc[(cells["claim"] == 1) & cells["net"].isin(["MLP", "LeNet"]), "df"] = 0
     assert claims(cells).set_index("number").loc[1, "decides"] == "MLP, LeNet missing"
+
+
+def test_a_contradiction_is_shown_by_the_net_that_rules_a_point_out():
+    """AlexNet's interval speaks least for the claim, and rules nothing out."""
+    sizes = {"MLP": (0.3, 0.08), "AlexNet": (-0.2, 2.0), "VGG11": (5.0, 0.2)}
+    known = {"df": 4, "n": "5×1", "sets": 5, "diverged": 0, "comparison": "a − b"}
+    cells = [
+        {"net": net, "mean": mean, "se": se, "low": mean - 2 * se, "high": mean + 2 * se} | known
+        for net, (mean, se) in sizes.items()
+    ]
+    found = verdict(cells, NO_CELL, "every")
+    assert found == CONTRADICTED
+    assert decisive(cells, NO_CELL, "every", found).startswith("MLP +0.3 [")
+    assert decisive(cells, NO_CELL, "every", "undecided").startswith("AlexNet −0.2 [")
+    missing = [*cells, {"net": "LeNet", "comparison": "a − b"} | NO_CELL]
+    assert decisive(missing, NO_CELL, "every", found).startswith("MLP +0.3 [")
+    assert decisive(missing, NO_CELL, "every", "incomplete") == "LeNet missing"
 
 
 def test_a_mean_over_comparisons_of_two_iterations_names_none():

@@ -109,7 +109,7 @@ def test_the_n_of_a_mean_gain_is_that_of_the_nets_it_is_of():
     rows = rows_of("dm", {"main": 40.0, "main_plus_similar": noisy(43)}, seeds=2)
     rows = rows[(rows["net"] != "LeNet") | (rows["eval_seed"] % 1000 == 0)]
     verdicts = pool_verdicts(pool_effects(rows, NETS))
-    assert verdicts["n"].tolist() == ["2×1"]
+    assert verdicts["n"].tolist() == ["2×1-3"]
 
 
 def test_how_far_pixels_are():

@@ -18,6 +18,7 @@ from ddlib.report.publish import (
     docs_parts,
     methods_parts,
     methods_tables,
+    rows_text,
     scope_of,
     study_files,
     to_csv,
@@ -63,6 +64,14 @@ def test_committed_tables_are_what_the_committed_rows_give(name):
     rows = read_results(ROOT / "paper" / "results" / name)
     for file, content in study_files(rows, PROFILES[name]).items():
         assert content == (ROOT / "paper" / "tables" / f"{name}-{file}").read_text(), file
+
+
+def test_the_hours_of_a_distillation_count_once_however_many_iterations_are_kept():
+    sets = pd.read_csv(ROOT / "paper" / "results" / "cifar10-small" / "sets.csv")
+    sets = sets[sets["seconds"] > 0].fillna({"base": "", "pool": ""})
+    hours = sets.groupby(["method", "pool", "ipc", "seed"])["seconds"].max().sum() / 3600
+    assert sets["seconds"].sum() / 3600 > hours + 0.06
+    assert f"planned sets ({hours:.1f} hours)" in rows_text("cifar10-small")
 
 
 def test_no_committed_row_is_of_the_faulty_path():

@@ -40,6 +40,7 @@ def built(tmp_path_factory):
     plain = {(pool, "CE"): accuracy for pool, accuracy in POOLS.items()}
     sweep = {("main", "CE"): 20.0, ("main", "tuned"): 21.0}
     parts = [study_rows(plain | ARMS, NETS, seeds=3), study_rows(sweep, NETS, split="val")]
+    parts += [study_rows({("main", "CE"): 40.0}, NETS, seeds=5, method="dm", diverged=True)]
     small = study_rows(plain, NETS, iteration=300, settings={"width": 32})
     with pytest.MonkeyPatch.context() as patch:
         studies(folder, patch, **{"paper": pd.concat(parts), "cifar10-small": small})
@@ -56,7 +57,8 @@ def test_the_pdf_is_there_and_the_same_again(built):
 def test_what_it_shows_is_what_the_rows_say(built):
     facts = json.loads((built / "build" / "facts.json").read_text())
     assert [study["profile"]["name"] for study in facts["studies"]] == ["paper", "cifar10-small"]
-    assert [study["sets"] for study in facts["studies"]] == [3, 2]
+    assert [study["sets"] for study in facts["studies"]] == [3, 2]  # DM has five, which diverged
+    assert [study["diverged"] for study in facts["studies"]] == [0, 0]
     assert [study["full scale"] for study in facts["studies"]] == [True, False]
     claims = table(built, "paper-claims").set_index(["number", "ipc"])["verdict"]
     assert claims[1, 1] == claims[2, 1] == "supported" and claims[4, 1] == "not measured"

@@ -70,6 +70,8 @@ def test_schedules_are_compared_at_their_own_iterations_net_by_net():
     found = compare_schedules(fast.assign(diverged=True), rows, 1, (100, 1000), ("MLP",))
     assert (found["n short"].item(), found["n paper"].item()) == ("5×1*", "3×4")
     assert compare_schedules(fast, rows, 1, (1000, 1000), ("MLP",)).empty
+    few = rows[(rows["seed"] > 0) | (rows["eval_seed"] < 2)]
+    assert compare_schedules(fast, few, 1, (100, 1000), ("MLP",))["n paper"].item() == "3×2-4"
 
 
 def test_a_set_takes_its_iterations_times_the_median_second():

@@ -3,6 +3,7 @@ figures.
 """
 
 import itertools
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from ddlib.report.sentences import (
     kd_sentence,
     loss_table,
     losses_sentences,
+    other_pools_sentence,
 )
 from ddlib.report.tables import (
     FREE,
@@ -185,7 +187,10 @@ def test_captions_say_scale_hardware_version_and_what_intervals_cover():
         "given one set",
     ):
         assert part in text
-    assert "Evaluation version 2; 36 nets trained at these settings" in text
+    assert "Evaluation version 2; 28 nets trained at these settings" in text  # Table 5: 8 more
+    for other in (rows.assign(method="dm"), rows.assign(augment="dsa")):  # not of that table
+        both = pd.concat([rows, other.assign(training="another " + other["training"])])
+        assert caption(table(rows, 4), both, get_profile("cifar10-small"), 4) == text
 
 
 @pytest.mark.parametrize("number", [4, 5])
@@ -317,12 +322,18 @@ SOME = Scope((1,), (1000,), ("ConvNet", "MLP", "LeNet", "AlexNet"))
 
 
 def test_free_baselines_stand_beside_distilled_images():
-    rows = study_rows(FREE_ROWS, SOME.nets)
-    table = free_table(rows, SOME).set_index("images")
-    assert table.index.tolist() == [*FREE, "baseline", "model pool", "printed: model pool + KD"]
-    assert table.loc["class means", "LeNet"].startswith("26.5 ±")
-    assert table.loc["printed: model pool + KD", "AlexNet"] == "22.5"
-    assert set(table["n"]) == {"2×2", "1×10"}
+    rows = study_rows(FREE_ROWS, SOME.nets, n_eval=3)
+    shown = free_table(rows, SOME).set_index("images")
+    assert shown.index.tolist() == [*FREE, "baseline", "model pool", "printed: model pool + KD"]
+    assert shown.loc["class means", "LeNet"].startswith("26.5 ±")
+    assert shown.loc["printed: model pool + KD", "AlexNet"] == "22.5"
+    means = list(FREE[1:])  # of ipc 1: the same images at both seeds
+    assert set(shown.loc[means, "n"]) == {"1×6"}
+    assert set(shown["n"].drop(means)) == {"2×3", "1×10"}
+    centres = study_rows(FREE_ROWS, SOME.nets, n_eval=3, ipc=10)  # k-means begins at random images
+    assert set(free_table(centres, replace(SOME, ipcs=(10,)))["n"]) == {"2×3", "1×10"}
+    of_table = wide(table(rows, 4)).set_index("images")["n"]
+    assert of_table["class means"] == "1×6" and of_table["random real images"] == "2×3"
 
 
 def test_which_nets_class_means_win():
@@ -343,8 +354,28 @@ def test_which_nets_class_means_win():
     one = free_sentence(claim_cells(rows[rows["seed"] == 0], SOME), 1)
     assert "sets on no net; both" in one
     assert "means on no net (4 nets measured, given one set; Holm's" in one
+    gone = (rows["net"] == "LeNet") & (rows["pool"] == "main_plus_similar")
+    less = free_sentence(claim_cells(rows[~gone], SOME), 1)  # of LeNet one kind of sets is missing
+    assert "sets on no net; both" in less and "(3 nets measured; Holm's" in less
     none = free_sentence(claim_cells(rows[rows["method"] == "dc"], SOME), 1)
     assert none == "Class means: not measured yet."
+
+
+def test_how_the_other_pools_of_table_5_fared_is_said():
+    """Of three sets of main model + others the last is as good as the pool's."""
+
+    def others(net, d, e):
+        return 12.0 + d + 0.1 * e if d < 2 else 30.5 + d + 0.1 * e
+
+    pools = {"main_plus_similar": 30.0, "total_random": 10.0, "main_plus_others": others}
+    accuracies = {(pool, "CE"): value for pool, value in pools.items()}
+    rows = study_rows(accuracies, SOME.nets, seeds=3, n_eval=1)
+    rows.loc[rows["pool"] == "total_random", "diverged"] = rows["net"] == "MLP"
+    text = other_pools_sentence(rows, SOME, rows[rows["pool"] == "main_plus_similar"])
+    assert "diverge, by sets: 3 of 12 on total random, 0 of 12 on main model + others, 0 of" in text
+    assert "nets: 0 of 3 sets of total random, 1 of 3 sets of main model + others. Neither" in text
+    assert "Neither" not in other_pools_sentence(rows, SOME, rows)
+    assert other_pools_sentence(rows[rows["pool"] != "total_random"], SOME, rows) == ""
 
 
 def test_with_which_loss_printed_figures_agree_is_counted():
@@ -386,7 +417,7 @@ def test_where_two_losses_agree_with_other_figures_is_named():
     assert losses_sentences(pd.concat([theirs, few])) == (
         "At ipc 1 half a cross-entropy agrees, on the authors' sets, with 5 of 5 figures printed "
         "without KD and 6 of 6 printed with it, a whole one with 5 of 5 and 5 of 6; they differ "
-        "on LeNet.\n"
+        "on LeNet; not judged: ConvNet, AlexNet, ResNet18.\n"
     )
     assert losses_sentences(few) == "\n"
 
@@ -403,9 +434,18 @@ def test_nets_that_never_learn_are_counted_where_claim_3_is_judged():
     accuracies = {("main", "KD"): kd, ("main_plus_similar", "KD"): 30.0}
     accuracies |= {("main", "CE"): 20.0, ("main_plus_similar", "CE"): 20.0}
     rows = study_rows(accuracies, SOME.nets, n_eval=5)
+    dead = (rows["net"] == "AlexNet") & (rows["accuracy"] == 10.0)
+    rows.loc[dead & (rows["eval_seed"] % 1000 == 0), "diverged"] = True
     text = kd_sentence(rows, SOME)
-    assert "stay at 10%: 4 of 20 under KD, 0 of 20 under CE, 0 of 0 under KD, lr chosen" in text
+    assert "end at 10%: 4 of 20 under KD (2 diverged), 0 of 20 under CE (0 diverged), 0 of" in text
     assert "Without AlexNet claim 3 is *not measured* (0 of 4)" in text
     half = {("main", "½ CE"): kd, ("main", "CE"): 20.0}
-    found = half_ce_sentence(study_rows(half, ("AlexNet",), n_eval=5), SOME, "AlexNet")
-    assert "(4 nets stay at 10%) with half a cross-entropy and 20.7% with a whole one" in found
+    rows = study_rows(half, ("AlexNet",), n_eval=5)
+    rows.loc[rows.index[rows["accuracy"] == 10.0][:1], "diverged"] = True
+    found = half_ce_sentence(rows, SOME, "AlexNet")
+    assert "% (4 of 10 nets end at 10%, 1 diverged) with half a cross-entropy and 20.7" in found
+    whole = rows[rows["protocol"] == "ce"]
+    more = whole[whole["seed"] == 1].head(1).assign(accuracy=50.0, eval_seed=99)  # of six nets
+    of_sets = pd.concat([whole, more]).groupby("seed")["accuracy"].mean()
+    found = half_ce_sentence(pd.concat([rows, more]), SOME, "AlexNet")
+    assert f"and {of_sets.mean():.1f}% with a whole one" in found

@@ -35,13 +35,13 @@ A verdict is for one ipc. Effects are paired differences in points of test accur
 matters is at least 1 point. A cell *gains* if it is above 0 (one-sided 2.5%, Holm over the measured
 cells) and estimated at 1 point or more, and *loses* if it is below 0 (Holm). *Every*: supported if
 each cell's interval lies above 0; else contradicted if in some cell a gain of 1 point is ruled out
-(Holm); else undecided. *Mean* over the cells, each counting alike, from the eval seeds that all of
-them have: supported if its interval lies above 0, it is estimated at 1 point or more, and no cell
-loses; contradicted if a mean of 1 point is ruled out and no cell gains; mixed if a cell gains and
-another loses, or a cell gains although a mean of 1 point is ruled out, or the mean would be
-supported but a cell loses; else undecided. *Incomplete*: undecided, and cells are missing, without
-which no claim is supported and no mean judged. *Given one set*: the intervals cover fresh nets on
-these very images, and the verdict is about them, not about the method."""
+(Holm); else undecided. *Mean* over the cells, each counting alike, set by set or, on one set, by
+the eval seeds that all cells have: supported if its interval lies above 0, it is estimated at 1
+point or more, and no cell loses; contradicted if a mean of 1 point is ruled out and no cell gains;
+mixed if a cell gains and another loses, or a cell gains although a mean of 1 point is ruled out, or
+the mean would be supported but a cell loses; else undecided. *Incomplete*: undecided, and cells are
+missing, without which no claim is supported and no mean judged. *Given one set*: the intervals
+cover fresh nets on these very images, and the verdict is about them, not about the method."""
 
 
 @dataclass(frozen=True)
@@ -244,16 +244,30 @@ def verdict(cells: Sequence[dict], mean: dict, rule: str) -> str:
 
 
 def mean_of(rows: Sequence[pd.DataFrame], nets: Iterable[str]) -> dict:
-    """`stats.interval` of the mean over cells, each counting alike, from the seeds that all of them
-    have; `NO_CELL` if none.
+    """`stats.interval` of the mean over cells, each counting alike: over the sets that all of them
+    have, with each net's own mean on a set; on one set, over the eval seeds that all of them have.
+    `NO_CELL` if none.
     """
     joined = pd.concat([r.assign(cell=i) for i, r in enumerate(rows)])
     joined = joined[joined["net"].isin(list(nets))]
-    by_seed = joined.groupby([UNIT, WITHIN]).agg(
-        accuracy=("accuracy", "mean"), cells=("accuracy", "size"), diverged=("diverged", "any")
+    cells = len(rows) * len(list(nets))
+    on_sets = averages(joined, [UNIT, "cell", "net"])
+    by_set = averages(on_sets, [UNIT])
+    by_set = by_set[by_set["size"] == cells]
+    if len(by_set) > 1:
+        sizes = on_sets.loc[on_sets[UNIT].isin(by_set[UNIT]), "size"]
+        nets_on_each = dict.fromkeys((sizes.min(), sizes.max()))
+        return interval(by_set) | {"n": f"{len(by_set)}×{'-'.join(map(str, nets_on_each))}"}
+    by_seed = averages(joined, [UNIT, WITHIN])
+    by_seed = by_seed[by_seed["size"] == cells]
+    return interval(by_seed) if len(by_seed) else NO_CELL
+
+
+def averages(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """The mean accuracy of each group, how many rows it has, and whether any diverged."""
+    return rows.groupby(by, as_index=False).agg(
+        accuracy=("accuracy", "mean"), size=("accuracy", "size"), diverged=("diverged", "any")
     )
-    whole = by_seed[by_seed["cells"] == len(rows) * len(list(nets))].reset_index()
-    return interval(whole) if len(whole) else NO_CELL
 
 
 def claim_cells(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
@@ -304,7 +318,7 @@ def claims(cells: pd.DataFrame) -> pd.DataFrame:
                 "ipc": ipc,
                 "verdict": found,
                 "measured": f"{len(measured)} of {len(own)}",
-                "decides": decisive(own, mean, claim.rule),
+                "decides": decisive(own, mean, claim.rule, found),
                 "evidence": evidence(measured, mean if claim.rule == "mean" else NO_CELL),
                 "n": " or ".join(dict.fromkeys(cell["n"] for cell in measured)),
             }
@@ -312,20 +326,21 @@ def claims(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines).sort_values(["number", "ipc"], ignore_index=True)
 
 
-def decisive(cells: Sequence[dict], mean: dict, rule: str) -> str:
-    """What a verdict hangs on, in words: the nets that are missing; else by the rule "mean" the
-    mean, by "every" the cell that speaks least for the claim. "" without rows.
+def decisive(cells: Sequence[dict], mean: dict, rule: str, found: str) -> str:
+    """What a verdict hangs on, in words: the nets that are missing; by the rule "mean" the mean; by
+    "every" the cell that speaks least for the claim, or most clearly against it. "" without rows.
     """
     missing = dict.fromkeys(cell["net"] for cell in cells if not cell["df"])
     if all(not cell["df"] for cell in cells):
         return ""
-    if missing:
+    contradicted = found.startswith(CONTRADICTED)
+    if missing and not contradicted:
         return f"{', '.join(missing)} missing"
     if rule == "mean":
-        return f"mean {effect_text(mean)}"
-    least = max(cells, key=p_above)
+        return f"mean {marked(mean)}, n {mean['n']}"
+    least = min(cells, key=lambda c: p_below(c, MARGIN) if contradicted else -p_above(c))
     several = len({cell["comparison"] for cell in cells}) > 1
-    return f"{least['net']} {effect_text(least)}" + f" ({least['comparison']})" * several
+    return f"{least['net']} {marked(least)}" + f" ({least['comparison']})" * several
 
 
 def evidence(measured: Sequence[dict], mean: dict) -> str:
@@ -334,12 +349,17 @@ def evidence(measured: Sequence[dict], mean: dict) -> str:
         return "No rows yet."
     texts = []
     for name in dict.fromkeys(cell["comparison"] for cell in measured):
-        shown = [f"{c['net']} {effect_text(c)}" for c in measured if c["comparison"] == name]
+        shown = [f"{c['net']} {marked(c)}" for c in measured if c["comparison"] == name]
         texts.append(f"{name}: {', '.join(shown)}")
     n = " or ".join(dict.fromkeys(cell["n"] for cell in measured))
-    average = f"; mean {effect_text(mean)}" if mean["n"] else ""
-    average += f" over the {mean['n']} nets that all cells have" * (mean["n"] not in ("", n))
+    average = f"; mean {marked(mean)}" if mean["n"] else ""
+    average += f" (n {mean['n']})" * (mean["n"] not in ("", n))
     return f"{'; '.join(texts)}{average}; n {n}."
+
+
+def marked(cell: dict) -> str:
+    """`effect_text`, with a star where nets diverged, which stay in the mean."""
+    return effect_text(cell) + "*" * bool(cell["diverged"])
 
 
 def effect_text(cell: dict) -> str:

@@ -28,8 +28,13 @@ from ..synset import SyntheticSet, normalise
 from . import audit, figures, published, tables
 from .publish import RATES, rates_shown, scope_of
 from .released import control, released_compatible
-from .selection import choice_table, comparable
-from .sentences import control_sentence, losses_sentences, other_half_sentence
+from .selection import choice_table
+from .sentences import (
+    control_sentence,
+    large_gains_sentence,
+    losses_sentences,
+    other_half_sentence,
+)
 
 PAPER = ROOT / "paper"
 BESIDE = ("paper-fast", "cifar10-small")  # the first of these that has rows stands beside any other
@@ -72,7 +77,9 @@ def build(
     facts["studies"] = [
         study(PROFILES[name], read_results(results / name), folder) for name in names
     ]
-    facts["authors"] = authors_sets(read_results(results / names[0]), PROFILES[names[0]])
+    first = read_results(results / names[0]), PROFILES[names[0]]
+    facts["authors"] = authors_sets(*first)
+    facts["large gains"] = large_gains_sentence(first[0], scope_of(first[1])).strip()
     write_csv(published.stored_against_printed(), folder / "stored.csv")
     write_csv(published.stored_pool_effect(), folder / "pool-effect.csv")
     write_csv(tables.read_published(5), folder / "printed5.csv")
@@ -116,7 +123,8 @@ def authors_sets(rows: pd.DataFrame, profile: Profile) -> str:
 def study(profile: Profile, rows: pd.DataFrame, folder: Path) -> dict:
     """Write tables and figures of one study into the folder; returns its facts."""
     scope = scope_of(profile)
-    used, lines = comparable(rows), audit.audit(rows, scope)
+    of_tables = [line[:2] for lines in tables.LINES.values() for line in lines]
+    used, lines = tables.rows_behind(of_tables, rows), audit.audit(rows, scope)
     cells = audit.claim_cells(rows, scope)
     frames = {
         "claims": audit.claims(cells),

@@ -57,6 +57,7 @@ from .sentences import (
     losses_sentences,
     mean_gains_sentence,
     other_half_sentence,
+    other_pools_sentence,
     printed_best,
     settings_table,
     stored_sentence,
@@ -147,6 +148,7 @@ def docs_parts(profile: str) -> dict[str, str]:
         "large gains": large_gains_sentence(rows, scope),
         "the other half": other_half_sentence(rows, scope),
         "kd on AlexNet": kd_sentence(rows, scope),
+        "other pools": other_pools_sentence(committed_rows(SHORT), scope_of(PROFILES[SHORT]), rows),
         "schedules": schedules_text(profile),
         "distillation times": to_markdown(times_table(profile)),
         "half a cross-entropy": half_ce_sentences(rows, scope),
@@ -340,7 +342,8 @@ def rows_text(name: str) -> str:
     ends = {tuple(getattr(t, name) for name in names): t.iteration for t in planned}  # last ones
     short = sum(k < ends.get(key, 0) for key, k in reached.items())
     unfinished = f", {short} of them not to the last iteration" if short else ""
-    hours = [table["seconds"].sum() / 3600 for table in (sets, rows)]
+    last = sets.sort_values("iteration").drop_duplicates([*names, "settings"], keep="last")
+    hours = [table["seconds"].sum() / 3600 for table in (last, rows)]  # of a set: since it began
     return (
         f"[its rows](../paper/results/{name}/rows.csv): {len(reached)} of "
         f"{len({replace(task, iteration=0) for task in planned})} planned sets{unfinished}"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from ..stats import LEVEL, UNIT
+from ..stats import LEVEL, UNIT, interval
 from .audit import MARGIN, SETS, pick
 from .selection import arms
 
@@ -57,10 +57,8 @@ def compare_schedules(
             if not all(map(len, of_net)):
                 continue
             means = [rows.groupby(UNIT)["accuracy"].mean() for rows in of_net]
-            sizes = [rows.groupby(UNIT).size().mode().iloc[0] for rows in of_net]
-            stars = ["*" * bool(rows["diverged"].any()) for rows in of_net]
-            shapes = zip(means, sizes, stars, strict=True)
-            ns = [f"{len(m)}×{size}{star}" for m, size, star in shapes]
+            own = [interval(rows) for rows in of_net]
+            ns = [cell["n"] + "*" * bool(cell["diverged"]) for cell in own]
             cell = two_sample(*means)
             start = {"images": images, "net": net, "short": means[0].mean(), "n short": ns[0]}
             start |= {"paper": means[1].mean(), "n paper": ns[1]}

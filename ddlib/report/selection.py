@@ -84,6 +84,13 @@ def images_of(rows: pd.DataFrame) -> pd.Series:
     return names.where(usual & plain, "").mask(usual & released, RELEASED_POOL)
 
 
+def one_set_of_means(tested: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `arms` with class means of ipc 1, the same images at every seed, as one set's."""
+    same = tested["method"].isin(["class-means", "class-means-contrast"]) & (tested["ipc"] == 1)
+    sets = tested["set"].mask(same, tested["images"])
+    return tested.assign(seed=tested["seed"].mask(same, 0), set=sets)
+
+
 def images_name(method: str, base: str, pool: str) -> str:
     """What readers call the images of a method, on a base, with a pool."""
     if (method, pool) in IMAGES and not base:

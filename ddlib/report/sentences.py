@@ -6,27 +6,31 @@ from itertools import product
 
 import pandas as pd
 
-from ..stats import given, holm, p_above, p_below, summarise
+from ..stats import UNIT, given, holm, interval, p_above, p_below, summarise
 from ..study.profiles import Profile
 from .audit import (
+    CLAIMS,
     CLASS_MEANS,
     GAIN,
     LOSS,
     MARGIN,
+    POOL,
     SETS,
     SIDE,
     Scope,
     audit,
+    averages,
     claim_cells,
     claims,
+    differences,
     effect_text,
     pick,
     signed,
 )
 from .published import printed_accuracy, stored_against_printed
 from .released import released_rows
-from .selection import arms
-from .tables import FREE, in_order, line_of, read_published
+from .selection import arms, one_set_of_means
+from .tables import FREE, NETS, in_order, line_of, read_published
 
 BEST = "model pool + KD"  # of Table 4's methods
 THEIR_SETS = "the authors' sets"
@@ -162,10 +166,13 @@ def losses_sentences(theirs: pd.DataFrame) -> str:
             [f"{kind[arm].sum()} of {len(kind)}" for kind in kinds] for arm in ("½ CE", "CE")
         )
         differ = in_order(set(nets[figures["½ CE"] != figures["CE"]]))
+        left = [net for net in NETS if net not in set(nets)]
         sentences.append(
             f"At ipc {ipc} half a cross-entropy agrees, on {THEIR_SETS}, with {half[0]} figures "
             f"printed without KD and {half[1]} printed with it, a whole one with {whole[0]} and "
-            f"{whole[1]}; they differ on {', '.join(differ) or 'no net'}."
+            f"{whole[1]}; they differ on {', '.join(differ) or 'no net'}"
+            + f"; not judged: {', '.join(left)}" * bool(left)
+            + "."
         )
     return " ".join(sentences) + "\n"
 
@@ -175,43 +182,58 @@ def other_half_sentence(rows: pd.DataFrame, scope: Scope) -> str:
     prints as KD's, ipc by ipc.
     """
     question = "Is the printed gain of KD that of a whole over half a cross-entropy on these sets?"
-    found = [
-        f"At ipc {ipc} it agrees in {(own['agrees'] == 'yes').sum()} of {len(own)} cells"
-        f"{where_not(own)}."
-        for ipc, own in judged_gains(rows, scope).groupby("ipc")
-    ]
+    lines, found = half_ce_lines(rows, scope), []
+    for ipc, own in lines[lines["agrees"] != ""].groupby("ipc"):
+        agree, but = own["agrees"] == "yes", listed(own[own["agrees"] == "no"])
+        found.append(f"At ipc {ipc} it is not excluded in {agree.sum()} of {len(own)} cells")
+        found[-1] += f", but in the others{but}" * bool(but) + "."
     return " ".join([question, *found, "Gains below a point say little."]) + "\n"
 
 
 def large_gains_sentence(rows: pd.DataFrame, scope: Scope) -> str:
-    """`other_half_sentence` of the gains of KD that are printed as a point or more, in short."""
-    judged = judged_gains(rows, scope)
-    large = judged[judged["published"].abs() >= MARGIN]
-    if large.empty:
+    """What a whole cross-entropy adds to half a one on the authors' sets, of all cells where Table
+    4 prints a gain by KD of a point or more.
+    """
+    lines = half_ce_lines(rows, scope)
+    printed = lines[lines["published"] >= MARGIN]
+    if not (printed["agrees"] != "").any():
         return ""
-    agree = large[large["agrees"] == "yes"]
+    clear = printed["outcome"].isin([GAIN, LOSS])
+    agree, differ = printed["agrees"] == "yes", printed["agrees"] == "no"
+    alike, other = printed[agree & clear], printed[differ]
+    told = [
+        f"as much, within the noise, in {len(alike)}{listed(alike)}",
+        f"another amount in {len(other)}{listed(other)}",
+        f"in {(agree & ~clear).sum()} the interval holds both 0 and the printed gain",
+    ]
+    left = printed[printed["agrees"] == ""].to_dict("records")
+    cells = ", ".join(f"{one['net']}, {images_in(one)}" for one in left)
     return (
-        f"Of {len(large)} gains printed as KD's of a point or more, {len(agree)} agree with what a "
-        f"whole cross-entropy adds to half a one on the same images, without any teacher "
-        f"({agree['outcome'].isin([GAIN, LOSS]).sum()} of them with an interval that leaves 0 out)"
-        f"{where_not(large)}.\n"
+        f"Table 4 prints {len(printed)} gains by KD of a point or more. On the same images, "
+        f"without any teacher, a whole cross-entropy adds to half a one {'; '.join(told)}"
+        + f"; not judged: {cells}" * bool(cells)
+        + ".\n"
     )
 
 
-def judged_gains(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
-    """What a whole cross-entropy adds to half a one on the authors' sets, beside a printed gain."""
+def half_ce_lines(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
+    """What a whole cross-entropy adds to half a one on the authors' sets: lines of `audit`."""
     lines = audit(released_rows(rows), scope)
-    return lines[(lines["point"] == "half-ce") & (lines["agrees"] != "")]
+    return lines[lines["point"] == "half-ce"]
 
 
-def where_not(judged: pd.DataFrame) -> str:
-    """The gains that do not agree with the printed ones, "" if all do."""
-    wrong = [
-        f"{one['net']}, {one['comparison'].rpartition(', ')[2]} at ipc {one['ipc']} "
-        f"({effect_text(one)}; printed {signed(one['published'])})"
-        for one in judged[judged["agrees"] == "no"].to_dict("records")
+def listed(lines: pd.DataFrame) -> str:
+    """The cells of such lines, each beside what is printed, in brackets; "" without lines."""
+    texts = [
+        f"{one['net']}, {images_in(one)}: {effect_text(one)}, printed {signed(one['published'])}"
+        for one in lines.to_dict("records")
     ]
-    return f"; not on {', '.join(wrong)}" if wrong else ""
+    return f" ({'; '.join(texts)})" if texts else ""
+
+
+def images_in(line: dict) -> str:
+    """The images of a line of `audit`: "baseline sets at ipc 1"."""
+    return f"{line['comparison'].rpartition(', ')[2]} at ipc {line['ipc']}"
 
 
 def control_sentence(found: pd.DataFrame) -> str:
@@ -235,7 +257,7 @@ def free_cells(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
     tested, (ipc, at) = arms(rows), (scope.ipcs[0], scope.iterations[0])
     names = {**dict.fromkeys(FREE, 0), **dict.fromkeys(SETS, at)}
     parts = [pick(tested, images, "CE", ipc, iteration) for images, iteration in names.items()]
-    cells = summarise(pd.concat(parts), ["images", "net"])
+    cells = summarise(one_set_of_means(pd.concat(parts)), ["images", "net"])
     return cells[cells["net"].isin(scope.nets)].sort_values(
         "images", key=lambda images: images.map([*names].index), kind="stable", ignore_index=True
     )
@@ -261,7 +283,7 @@ def free_sentence(cells: pd.DataFrame, ipc: int) -> str:
     of means: the cells of `audit.claim_cells`, with Holm's correction for their number.
     """
     own = cells[(cells["claim"] == CLASS_MEANS) & (cells["ipc"] == ipc) & (cells["net"] != "mean")]
-    own = own[own["n"] != ""]
+    own = own[own.groupby("net")["n"].transform(lambda n: (n != "").all())]  # all four of a net
     if own.empty:
         return "Class means: not measured yet."
     free, found = own["comparison"].str.partition(" − ")[2], own.to_dict("records")
@@ -289,6 +311,31 @@ def free_sentence(cells: pd.DataFrame, ipc: int) -> str:
     )
 
 
+def other_pools_sentence(rows: pd.DataFrame, scope: Scope, reference: pd.DataFrame) -> str:
+    """How nets and sets of the pools fared that claim 4 compares, at the first ipc and iteration;
+    whether `reference`, rows of the paper's own schedule, has these pools.
+    """
+    tested, place = arms(rows), (scope.ipcs[0], scope.iterations[0])
+    comparisons, far = CLAIMS[4].comparisons, []
+    names = [*(comparison.b[0] for comparison in comparisons), POOL[0]]
+    groups = {name: pick(tested, name, "CE", *place) for name in names}
+    if any(own.empty for own in groups.values()):
+        return ""
+    ends = [f"{own['diverged'].sum()} of {len(own)} on {name}" for name, own in groups.items()]
+    for comparison in comparisons:
+        gains = differences(tested, comparison, *place)
+        by_set = averages(averages(gains[gains["net"] != "ConvNet"], [UNIT, "net"]), [UNIT])
+        near = (by_set["accuracy"].abs() < MARGIN).sum()
+        far.append(f"{near} of {len(by_set)} sets of {comparison.b[0]}")
+    known = arms(reference)["images"].isin(names[:-1]).any()
+    return (
+        f"Behind claim 4: nets that diverge, by sets: {', '.join(ends)}. Within a point of the "
+        f"pool's set of the same seed, by the mean over nets: {', '.join(far)}."
+        + " Neither of the two pools is measured on the paper's own schedule." * (not known)
+        + "\n"
+    )
+
+
 def kd_sentence(rows: pd.DataFrame, scope: Scope) -> str:
     """How many AlexNets never learn under each way of training, and what claim 3 is without that
     net.
@@ -297,13 +344,14 @@ def kd_sentence(rows: pd.DataFrame, scope: Scope) -> str:
     own = tested[(tested["net"] == "AlexNet") & (tested["ipc"] == ipc)]
     own = own[(own["iteration"] == scope.iterations[0]) & own["images"].isin(SETS)]
     for arm in ("KD", "CE", "KD, lr chosen", "CE, lr chosen"):
-        accuracies = own.loc[own["arm"] == arm, "accuracy"]
-        counts.append(f"{(accuracies == CHANCE).sum()} of {len(accuracies)} under {arm}")
+        tried = own[own["arm"] == arm]
+        at_end = f"{(tried['accuracy'] == CHANCE).sum()} of {len(tried)} under {arm}"
+        counts.append(f"{at_end} ({tried['diverged'].sum()} diverged)")
     others = replace(scope, nets=tuple(net for net in scope.nets if net != "AlexNet"))
     found = claims(claim_cells(rows, others)).query("number == 3 and ipc == @ipc").iloc[0]
     return (
-        f"Nets of AlexNet that stay at {CHANCE:g}%: {', '.join(counts)}. Without AlexNet claim 3 "
-        f"is *{found['verdict']}* ({found['measured']}): {found['evidence']}\n"
+        f"Nets of AlexNet that end at {CHANCE:g}%: {', '.join(counts)}. Without AlexNet claim 3 is "
+        f"*{found['verdict']}* ({found['measured']}): {escaped(found['evidence'])}\n"
     )
 
 
@@ -334,12 +382,12 @@ def half_ce_sentence(rows: pd.DataFrame, scope: Scope, net: str, ipc: int | None
     ipc, iteration = ipc or scope.ipcs[0], scope.iterations[0]
     for images, (with_kd, without) in SETS.items():
         own = tested[(tested["images"] == images) & (tested["net"] == net) & (tested["ipc"] == ipc)]
-        means = own[own["iteration"] == iteration].groupby("arm")["accuracy"].mean()
+        own = own[own["iteration"] == iteration]
+        means = {arm: interval(rows)["mean"] for arm, rows in own.groupby("arm")}
         printed = [printed_accuracy(table4, ipc, iteration, m, net) for m in (without, with_kd)]
-        if {"CE", "½ CE"} <= set(means.index):
-            dead = (own["accuracy"] == CHANCE) & (own["iteration"] == iteration)
+        if {"CE", "½ CE"} <= set(means):
             half, whole = (
-                f"{means[arm]:.1f}%{at_chance(dead[own['arm'] == arm])}" for arm in ("½ CE", "CE")
+                f"{means[arm]:.1f}%{at_chance(own[own['arm'] == arm])}" for arm in ("½ CE", "CE")
             )
             texts.append(
                 f"on {images} images {half} with half a cross-entropy and {whole} with a whole one "
@@ -349,6 +397,13 @@ def half_ce_sentence(rows: pd.DataFrame, scope: Scope, net: str, ipc: int | None
     return where + "; ".join(texts) + "." if texts else ""
 
 
-def at_chance(dead: pd.Series) -> str:
-    """How many nets never learned, "" if none."""
-    return f" ({dead.sum()} nets stay at {CHANCE:g}%)" if dead.any() else ""
+def at_chance(rows: pd.DataFrame) -> str:
+    """How many nets end at chance, diverged or never having learned; "" if none."""
+    dead = (rows["accuracy"] == CHANCE).sum()
+    text = f" ({dead} of {len(rows)} nets end at {CHANCE:g}%, {rows['diverged'].sum()} diverged)"
+    return text * bool(dead)
+
+
+def escaped(text: str) -> str:
+    """Text whose stars Markdown leaves alone."""
+    return text.replace("*", "\\*")

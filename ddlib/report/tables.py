@@ -11,7 +11,7 @@ from ..stats import given_one_set, summarise
 from ..study.profiles import Profile
 from ..support.errors import DDError
 from ..support.store import ROOT
-from .selection import METHODS, arms, comparable
+from .selection import METHODS, arms, one_set_of_means
 
 REFERENCE = ROOT / "paper" / "reference"
 NETS = ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18")  # the paper's order
@@ -65,7 +65,7 @@ def table(rows: pd.DataFrame, number: int, iterations: Iterable[int] | None = No
     tested = tested[keys.isin(order)]
     if tested.empty:
         raise DDError(f"no rows for Table {number}; run notebooks 01 to 03 first")
-    cells = summarise(tested, CELL)
+    cells = summarise(one_set_of_means(tested), CELL)
     printed = {line[:2]: line[2] for line in lines}
     published = read_published(number) if set(rows["dataset"]) == {"cifar10"} else None
     beside = [
@@ -221,7 +221,7 @@ def caption(cells: pd.DataFrame, rows: pd.DataFrame, profile: Profile, number: i
     """
     what = {4: "with and without model pool and KD", 5: "by model pool, plain cross-entropy"}
     part = "full width" if profile.width_factor == 1 else f"{profile.width_factor:g} of their width"
-    rows = comparable(rows)
+    rows = rows_behind(zip(cells["images"], cells["arm"], strict=True), rows)
     versions = ", ".join(str(version) for version in sorted(rows["evaluation"].unique()))
     machines = "; ".join(sorted(rows["machine"].str.replace("; ", ", ").unique()))
     parts = [
@@ -241,6 +241,13 @@ def caption(cells: pd.DataFrame, rows: pd.DataFrame, profile: Profile, number: i
         f"on {machines}.",
     ]
     return " ".join(part for part in parts if part)
+
+
+def rows_behind(lines: Iterable[tuple[str, str]], rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, on any split, of nets that are in such lines (images, arm) of a table."""
+    tested, wanted = arms(rows), {*lines}
+    keys = pd.Series(zip(tested["images"], tested["arm"], strict=True), index=tested.index)
+    return rows[rows["training"].isin(tested.loc[keys.isin(wanted), "training"])]
 
 
 def published_note(cells: pd.DataFrame, profile: Profile) -> str:
