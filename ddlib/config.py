@@ -9,7 +9,7 @@ from .augment import operations_of
 from .methods import build_parts, get_method, options_of, part_classes
 from .nets import NORMS
 from .pool import PRESETS
-from .support.errors import check_choice, check_range
+from .support.errors import DDError, check_choice, check_range
 from .support.public import adapted, public
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
@@ -63,6 +63,8 @@ class DistillConfig:
     options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        if len(set(self.extras)) < len(self.extras):
+            raise DDError(f"extras is {self.extras}; needed: each of them once")
         self.parts()
         if any(getattr(self, name) is None for name in OPEN):
             self.resolved()  # which checks them all

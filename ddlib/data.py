@@ -252,7 +252,7 @@ def find_dataset(name: str | Path, root: Path, side: int | None) -> tuple[str, D
     if path.suffix == ".npz" and path.is_file():
         return path.stem, Dataset(read_npz, side), path
     if str(name) not in DATASETS and path.is_dir():
-        return path.stem, Dataset(partial(read_image_folder, side=side), side), path
+        return path.resolve().name, Dataset(partial(read_image_folder, side=side), side), path
     own = "a folder with train/ and test/", "an .npz file"
     dataset = DATASETS[check_choice("data set", str(name), (*DATASETS, *own))]
     return str(name), replace(dataset, side=dataset.side if side is None else side), root

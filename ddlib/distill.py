@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from .data import Data, check_ipc
 from .methods import Images, Objective, Part, get_method, options_of, part_classes
 from .methods.objective import gradient_of
 from .nets import net_class
-from .pool import ModelPool, pool_of
+from .pool import PRESETS, ModelPool, pool_of
 from .run import Run
 from .support.code import code_of
 from .support.errors import DDError, check_loss
@@ -57,14 +58,14 @@ def distill(
     iteration. Raises `DDError` for settings the data cannot meet.
     """
     keep_freed_memory()
-    config = settled(config, data, pool, objective)
+    config = settled(config, data, pool, objective, images)
     data = data.in_precision(config.precision)
     pool = pool_of(config, data.shape) if pool is None else pool.check(data.shape)
     outside = from_outside(config, objective, images, extras, pool)
     named = config.parts()
     chosen: Objective = instance(objective or named.pop("objective"))
     learned: Images = instance(images or named["images"])
-    every: list[Any] = [*(named[name] for name in config.extras), *extras]
+    every: list[Any] = [*(named[name] for name in config.extras), *map(own_copy, extras)]
     parts: dict[str, Part] = {"images": learned, "objective": chosen}
     parts |= {f"extra{i}": extra for i, extra in enumerate(every) if isinstance(extra, Part)}
     if not (isinstance(chosen, Objective) and isinstance(learned, Images)):
@@ -111,16 +112,23 @@ def add_gradient(loss: Tensor, pixels: Tensor) -> Tensor:
 
 
 def settled(
-    config: DistillConfig, data: Data, pool: ModelPool | None, objective: Any
+    config: DistillConfig,
+    data: Data,
+    pool: ModelPool | None,
+    objective: Any = None,
+    images: Any = None,
 ) -> DistillConfig:
     """The config with nothing left open, named after what is used: rows of results will say so."""
     if not isinstance(config, DistillConfig):
         raise DDError(f"config is a {type(config).__name__}; needed: a DistillConfig")
     parts = part_classes(config.method, config.images, config.extras)
-    kept = options_of(*(cls for role, cls in parts.items() if role != "objective"))
-    if objective is not None and (lost := [name for name in config.options if name not in kept]):
-        what = f"option {lost[0]!r} belongs to method {config.method!r}, which objective= replaces"
-        raise DDError(f"{what}; give the objective its own when made")
+    given = {"objective": objective, "images": images}
+    kept = options_of(*(cls for role, cls in parts.items() if given.get(role) is None))
+    if lost := [name for name in config.options if name not in kept]:
+        role = next(role for role in given if lost[0] in options_of(parts[role]))
+        named = f"method {config.method!r}" if role == "objective" else f"images {config.images!r}"
+        what = f"option {lost[0]!r} belongs to {named}, which {role}= replaces"
+        raise DDError(f"{what}; give the {role} its own when made")
     check_ipc(config.ipc, data)
     config = config.resolved()
     held = min(data.counts())
@@ -133,7 +141,13 @@ def settled(
     if objective is not None and not config.method.startswith("custom"):
         options = {name: config.options[name] for name in kept}
         config = replace(config, method=f"custom-{name_of(objective)}", options=options)
-    return config if pool is None else replace(config, pool=pool.name, warmup=pool.warmup)
+    if pool is None:
+        return config
+    config = replace(config, pool=pool.name, warmup=pool.warmup)
+    if pool.name in PRESETS and pool.to_dict() != pool_of(config, data.shape).to_dict():
+        made = f"pool= is a {pool.name!r} of other settings than the config's"
+        raise DDError(f"{made}; give the config these settings, or the pool a name of its own")
+    return config
 
 
 def from_outside(
@@ -142,24 +156,20 @@ def from_outside(
     """The names of parts that the config does not name, and the code of all that is not ddlib's."""
     method = get_method(config.method).objective if objective is None else objective
     nets = [net_class(member.net) for member in pool.members]
-    written = [code for part in (method, images, *extras, *nets) if (code := made_as(part))]
+    written = [code for part in (method, images, *extras, *nets) if (code := code_of(part))]
     names = {"images": name_of(images) if images else "", "extras": ", ".join(map(name_of, extras))}
     names["code"] = "-".join(written)
     return {kind: name for kind, name in names.items() if name}
 
 
-def made_as(part: Any) -> str:
-    """A part's code, with its settings as they were before its first run."""
-    if not isinstance(part, Part):
-        return code_of(part if part is None or hasattr(part, "__name__") else type(part))
-    if "made" not in vars(part):  # later it holds data, and what it has learned
-        part.made = code_of(part)
-    return part.made
-
-
 def instance(part: Any) -> Any:
     """A part, given as an object or as its class."""
-    return part() if isinstance(part, type) else part
+    return part() if isinstance(part, type) else own_copy(part)
+
+
+def own_copy(part: Any) -> Any:
+    """A copy of a part, which a run fills with data and with what it learns; others as they are."""
+    return copy.copy(part) if isinstance(part, Part) else part
 
 
 def name_of(part: Any) -> str:

@@ -51,8 +51,9 @@ def describe_row(
     """
     used = net_width(net, config)
     used |= net_width(teacher, replace(config, norm=None)) if teacher else {}
+    theirs = None if PROTOCOLS.get(protocol.name) == protocol else protocol
     unused = {"width", "depth", "width_factor", "norm"} - set(used)
-    unused |= {"alpha", "tau", "teacher_lr", "options"}
+    unused |= {"teacher_lr", "options"} | ({"alpha", "tau"} if theirs is None else set())
     own = {k: v for k, v in config.options.items() if v != protocol.options[k]}
     changed = own | {
         name: value
@@ -66,7 +67,6 @@ def describe_row(
     elif protocol.teacher != "never":
         changed |= {"alpha": config.alpha}
     changed |= {"data": content} if content else {}
-    theirs = None if PROTOCOLS.get(protocol.name) == protocol else protocol
     written = [code_of(one) for one in (net_class(net), theirs, teacher and net_class(teacher))]
     changed |= {"code": "-".join(filter(None, written))} if any(written) else {}
     return {

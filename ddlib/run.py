@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -34,6 +35,8 @@ class Run:
 
     `parts` by name, "images" among them, are prepared and their states kept (`methods.Part`).
     `outside`: names of what came from outside, by part: a checkpoint of other parts is refused.
+    Within the block a CPU works with as many threads as when the run began: sums, and so the last
+    bits of pixels, depend on them.
     Raises `DDError` for a checkpoint of other settings or a damaged one.
     """
 
@@ -56,6 +59,7 @@ class Run:
         self.iteration, self.diverged, self.seconds, self.stopped = 0, 0, 0.0, False
         self.history: list[SyntheticSet] = []
         self.rows: list[dict[str, Any]] = []
+        self.threads = torch.get_num_threads()
         self._kept: int | None = None  # the iteration that the checkpoint on disk is at
         for part in parts.values():
             part.prepare(config, data, self.rng)
@@ -156,6 +160,8 @@ class Run:
         return replace(final, history=list(known.values()), **made)
 
     def __enter__(self) -> Run:
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -164,6 +170,7 @@ class Run:
             self._save()
         for part in self.parts.values():
             part.close()
+        torch.set_num_threads(self._threads_before)
         if stopped:
             place = f"saved in {self.store}; call again to go on" if self.store else "nothing saved"
             raise KeyboardInterrupt(f"stopped at iteration {self.iteration}: {place}") from None
@@ -185,6 +192,7 @@ class Run:
                 for key, tensor in part.state().items():
                     tensors[f"{name}.{key}"] = tensor.detach().clone()
             info: dict[str, Any] = {name: getattr(self, name) for name in COUNTERS}
+            info["threads"] = self.threads
             info["snapshots"] = [synset.iteration for synset in self.history]
             self._marked = tensors, info | {"tensors": sorted(tensors)}
 
@@ -215,6 +223,7 @@ class Run:
                 part.load({k[len(start) :]: t for k, t in tensors.items() if k.startswith(start)})
             for name in COUNTERS:
                 setattr(self, name, info[name])
+            self.threads = info.get("threads", self.threads)  # older checkpoints do not say
             log = path.with_name("log.csv")  # a copy for people; all there is of older checkpoints
             self.rows = info["log"] if "log" in info else read_log(log, self.iteration)
             self._kept = self.iteration

@@ -114,9 +114,14 @@ class SyntheticSet(torch.utils.data.Dataset):
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """What a notebook shows: the text, and thumbnails if the normalisation is known."""
         shown = {"text/plain": repr(self)}
-        if self.mean is not None and self.space != "zca" and self.images.shape[1] in (1, 3):
+        if self.has_pictures:
             shown["image/png"] = base64.b64encode(self.thumbnails(ZOOM)).decode()
         return shown
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the images can be shown: grey or in colours, of a known normalisation."""
+        return self.mean is not None and self.space != "zca" and self.images.shape[1] in (1, 3)
 
     @property
     def ipc(self) -> int:

@@ -136,6 +136,13 @@ def test_dd_ranking_of_hard_labels(tmp_path, hard):
     assert "soft_label_mode" not in (tmp_path / "config.yaml").read_text()
 
 
+def test_numbers_are_written_as_float32(tmp_path, one):
+    wide = replace(one, images=one.images.double(), soft_labels=one.soft_labels.double())
+    for kind, name in (("mtt", "images_best.pt"), ("dd-ranking", "labels.pt")):
+        export(wide, tmp_path, kind)
+        assert opened(tmp_path / name).dtype == torch.float32
+
+
 def test_dd_ranking_needs_a_known_data_set_and_equal_classes(tmp_path, hard):
     with refused("'mine'", "cifar10, cifar100"):
         export(replace(hard, dataset="mine"), tmp_path, "dd-ranking")

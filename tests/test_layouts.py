@@ -211,6 +211,34 @@ def test_folders_of_unknown_classes_name_them(tmp_path):
         load_synset(tmp_path / "syn")
 
 
+def test_folders_of_which_some_have_known_names_must_all_have_them(tmp_path):
+    """In alphabetical order a car would be an automobile, and a plane a horse."""
+    names = list(CIFAR10_CLASSES)
+    names[:2] = "plane", "car"
+    folder_of(tmp_path / "syn", names)
+    with refused("car", "airplane"):
+        load_synset(tmp_path / "syn")
+
+
+def test_what_a_layout_has_no_use_for_is_refused(tmp_path):
+    path = mtt(tmp_path / "mtt")
+    with refused("index is 3", "'mtt'", "'dc'"):
+        load_synset(path, index=3, space="normalised")
+    own = random_real(make_data(name="digits"), 1, 0).save(tmp_path / "own")
+    assert load_synset(own, dataset="digits", space="normalised").dataset == "digits"
+    settings = {"index": 0, "factor": 2, "space": "zca", "dataset": "cifar100"}
+    for name, value in settings.items():
+        with refused(name, "of a set" if name in ("index", "factor") else "of this set", value):
+            load_synset(own, **{name: value})
+
+
+def test_pixels_that_are_named_so_are_no_others(tmp_path):
+    """The challenge's sets have a normalisation of their own unless told otherwise."""
+    path = saved(tmp_path / "images.pt", PIXELS.repeat(50, 1, 1, 1))
+    one = load_synset(path, layout="eccv2024", dataset="cifar100", space="pixels")
+    torch.testing.assert_close(one.pixels01(), PIXELS.repeat(50, 1, 1, 1), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("layout", ["auto", "npz"])
 def test_npz(tmp_path, layout):
     eight = (PIXELS * 255).byte()

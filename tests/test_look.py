@@ -78,7 +78,7 @@ def test_a_copy_is_nearest_to_itself():
     synset = random_real(data, 2, 3)
     rows, distances = nearest(synset, data, k=3)
     assert torch.equal(data.x_train[rows[:, 0]], synset.images)
-    torch.testing.assert_close(distances[:, 0], torch.zeros(6).double(), atol=1e-6, rtol=0)
+    assert distances[:, 0].tolist() == [0.0] * 6
     for image, row, distance in zip(synset.images, rows, distances, strict=True):
         by_hand = ((data.x_train - image) ** 2).mean((1, 2, 3)).sqrt().double()
         torch.testing.assert_close(by_hand.sort()[0][:3], distance, atol=1e-5, rtol=0)
@@ -123,10 +123,11 @@ def test_what_does_not_fit_is_refused():
         nearest(random_real(make_data(channels=3), 1, 0), data)
 
 
-def watched(every):
-    """Two iterations seen by a `Watch`."""
+def watched(every, watch=None, space="normalised"):
+    """Three iterations seen by a `Watch`."""
     size = {"width": 4, "depth": 1, "batch_real": 4, "batch_bn": 4, "iterations": 3}
-    distill(DistillConfig(**size), make_data(), callback=Watch(every), progress=False)
+    data = replace(make_data(), space=space)
+    distill(DistillConfig(**size), data, callback=watch or Watch(every), progress=False)
 
 
 def test_a_terminal_gets_a_line_now_and_then_and_at_the_end(capsys):
@@ -136,7 +137,9 @@ def test_a_terminal_gets_a_line_now_and_then_and_at_the_end(capsys):
     assert all(float(line.split()[-1]) > 0 for line in lines)
 
 
-def test_a_notebook_gets_one_picture_that_changes(monkeypatch):
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook displays: kind and bundle."""
     import IPython
     import IPython.display
 
@@ -152,11 +155,26 @@ def test_a_notebook_gets_one_picture_that_changes(monkeypatch):
 
     monkeypatch.setattr(IPython, "get_ipython", lambda: True)
     monkeypatch.setattr(IPython.display, "display", display)
-    watched(1)
+    return shown
+
+
+def test_a_notebook_gets_one_picture_that_changes(shown):
+    watch = Watch(1)
+    watched(1, watch)
     assert [kind for kind, _ in shown] == ["display", "update", "update"]
     assert len({bundle["image/png"] for _, bundle in shown}) == 3
     points = re.search('points="(.*?)"', shown[-1][1]["text/html"]).group(1).split()
     assert len(points) == 3 and shown[-1][1]["text/plain"].startswith("iteration 3 of 3, loss")
+    watched(1, watch)  # another run: a picture of its own
+    assert [kind for kind, _ in shown[3:]] == ["display", "update", "update"]
+
+
+def test_whitened_images_have_a_curve_and_no_picture(shown):
+    watched(1, space="zca")
+    assert [kind for kind, _ in shown] == ["display", "update", "update"]
+    assert all("image/png" not in bundle and "<svg" in bundle["text/html"] for _, bundle in shown)
+    with refused("zca"):
+        look(replace(some_set(), space="zca"))
 
 
 def test_the_curve_goes_from_0_to_the_highest_loss():

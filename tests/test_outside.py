@@ -1,7 +1,10 @@
 """What a researcher adds in a notebook, without touching the package, works like what is inside."""
 
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import refused
 from test_distill import assert_same_run, stopped_at
 
@@ -9,6 +12,8 @@ import ddlib
 from ddlib import DistillConfig, distill
 from ddlib.methods import METHODS, PUBLISHED
 from ddlib.run import store_name
+from ddlib.study import Study
+from ddlib.study.plan import ImageSet
 
 SMALL = {
     "ipc": 2,
@@ -181,3 +186,95 @@ def test_what_cannot_be_registered_is_refused(name, objective, defaults, words):
     with refused(*words):
         ddlib.register_method(name, objective, **defaults)
     assert METHODS == PUBLISHED
+
+
+# What is edited is another ------------------------------------------------------------------------
+
+
+def power(value):
+    """A method whose code holds a number."""
+
+    class Power(ddlib.Objective):
+        def class_loss(self, net, real, synthetic, label):
+            return (real.mean(0) - synthetic.mean(0)).abs().pow(value).sum()
+
+    return Power
+
+
+def test_a_study_does_not_take_the_sets_of_a_method_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "power", None)
+    tiny = {"iterations": 2, "snapshots": [], "seeds": [0], "coresets": [], "elf_nets": []}
+    tiny |= {"methods": {"power": {"method": "power", "iterations": 2}}}
+    tiny |= {"batch_real": 4, "width": 4}
+    one, found, study = ImageSet("power", "main", 1, 0, 2), [], None
+    for value in (2.0, 1.0, 2.0):
+        ddlib.register_method("power", power(value), lr_images=1.0)
+        again = Study("quick", tiny, out=tmp_path, device="cpu", progress=False)
+        study = study or again
+        assert study.has(one) == again.has(one) == (len(found) == 2)
+        study.do([one])
+        found.append(study.load(one).images)
+        assert torch.equal(again.load(one).images, found[-1])
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+
+
+def smooth(net, pixels, labels, weight):
+    return weight * (pixels[..., 1:] - pixels[..., :-1]).square().mean()
+
+
+class Smooth:
+    def __init__(self, weight):
+        self.weight = weight
+
+    def __call__(self, net, pixels, labels):
+        return smooth(net, pixels, labels, self.weight)
+
+
+@pytest.mark.parametrize("make", [lambda w: partial(smooth, weight=w), Smooth])
+def test_values_within_an_extra_loss_tell_runs_apart(tmp_path, data, make):
+    runs = [
+        distill(DistillConfig(**SMALL), data, extras=[make(weight)], store=place, progress=False)
+        for weight, place in ((0.1, tmp_path), (0.1, tmp_path), (1000.0, None))
+    ]
+    assert torch.equal(runs[0].images, runs[1].images)
+    assert not torch.equal(runs[0].images, runs[2].images)
+    assert runs[0].provenance["code"] != runs[2].provenance["code"] != ""
+    with refused("code"):
+        distill(DistillConfig(**SMALL), data, extras=[make(1000.0)], store=tmp_path, progress=False)
+
+
+def test_an_object_is_known_by_its_settings_of_today(tmp_path, data):
+    """A run leaves it as it is, and works on a copy of it."""
+    own, settings = MeanPixels(0.0), DistillConfig(**SMALL, lr_images=1.0)
+    before = dict(vars(own))
+    first = distill(settings, data, objective=own, store=tmp_path, progress=False)
+    assert vars(own) == before
+    again = distill(settings, data, objective=own, store=tmp_path, progress=False)
+    assert torch.equal(first.images, again.images)
+    own.margin = 0.5
+    with refused("code"):
+        distill(settings, data, objective=own, store=tmp_path, progress=False)
+    other = distill(settings, data, objective=own, progress=False)
+    assert other.provenance["code"] != first.provenance["code"]
+    assert not torch.equal(other.images, first.images)
+
+
+def test_options_of_images_that_are_replaced_are_refused(data):
+    options = {"images": "latents", "options": {"layer": 1}}
+    with refused("'layer'", "images 'latents'", "images="):
+        distill(DistillConfig(**SMALL, **options), data, images=ddlib.Pixels())
+
+
+def test_settings_that_a_protocol_of_ones_own_may_use_tell_its_rows_apart(data, synset):
+    def loss(logits, labels, targets, config, epoch):
+        return F.cross_entropy(logits / config.tau, labels, label_smoothing=config.alpha)
+
+    own, results = ddlib.Protocol("smooth", "never", loss), ddlib.Results()
+    settings = {"epochs": 6, "progress": False, "lr": 0.1}
+    for more in ({"tau": 1.0, "alpha": 0.0}, {"tau": 8.0}, {"tau": 1.0, "alpha": 0.5}):
+        kept, fresh = (
+            ddlib.evaluate(synset, data, "MLP", own, 1, **settings, **more, **where)
+            for where in ({"results": results}, {})
+        )
+        assert kept["accuracy"].tolist() == fresh["accuracy"].tolist()
+    assert len(results.rows()) == 3

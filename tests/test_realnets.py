@@ -1,11 +1,12 @@
 """Nets trained on real images: trained as by hand, on training images alone, once."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_data, refused
+from conftest import make_data, module, refused
 
 from ddlib import EvalConfig, build_net
 from ddlib.methods.realnets import cache, describe, pretrained, train_on_real
@@ -69,6 +70,26 @@ def test_the_precision_decides_on_the_type_of_the_weights(data):
             config = replace(TINY, precision=precision)
             net = pretrained("MLP", given, config=config, progress=False).net
             assert {p.dtype for p in net.parameters()} == {dtype}
+
+
+def test_its_accuracy_is_measured_in_its_precision(data, monkeypatch):
+    within = []
+    real = module("methods.realnets").products
+
+    @contextlib.contextmanager
+    def products(*args):
+        within.append(args[0])
+        with real(*args):
+            yield
+        within.append("")
+
+    def measured(net, x, y, precision):
+        assert within[-1] == precision
+        return 50.0, False
+
+    monkeypatch.setattr(module("methods.realnets"), "products", products)
+    monkeypatch.setattr(module("methods.realnets"), "measure_accuracy", measured)
+    assert pretrained("MLP", data, config=TINY, progress=False).accuracy == 50.0
 
 
 def test_validation_and_test_images_are_never_seen(data):

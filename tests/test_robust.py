@@ -4,6 +4,7 @@ Each test was red before what it tests was mended.
 """
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from ddlib.results import Results, read_results
 from ddlib.run import store_name
 from ddlib.study import Study, launcher
 from ddlib.support.errors import DDError
+from ddlib.support.rng import stream
 from ddlib.support.store import ROOT, load_tensors, save_tensors, write_atomic
 from ddlib.synset import SyntheticSet
 
@@ -639,3 +641,115 @@ def test_ctrl_c_says_how_many_nets_are_kept(tmp_path, data, synset, monkeypatch,
     assert ("kept in results; call again" in said) == kept == ("lost" not in said)
     assert caught.value.__suppress_context__ and len(caught.traceback) <= 5
     assert len(Results(tmp_path).rows()) == (4 if kept else 0)
+
+
+# 10. What a maintainer found ----------------------------------------------------------------------
+
+
+def test_a_run_goes_on_with_as_many_threads_as_it_began_with(tmp_path):
+    """Sums depend on them, and a study's last set is left alone with all of them."""
+    data, begun = make_data(channels=3, side=32), torch.get_num_threads()
+    config = ddlib.DistillConfig(iterations=4, width=16, batch_real=12, batch_bn=12)
+    try:
+        torch.set_num_threads(1)
+        whole = distill(config, data, progress=False)
+        distill(config, data, store=tmp_path, stop=lambda k: k == 2, progress=False)
+        torch.set_num_threads(2)
+        seen = []
+        resumed = distill(
+            config,
+            data,
+            store=tmp_path,
+            progress=False,
+            callback=lambda k, run: seen.append(torch.get_num_threads()),
+        )
+        assert torch.get_num_threads() == 2 and seen == [1, 1]
+    finally:
+        torch.set_num_threads(begun)
+    assert torch.equal(resumed.images, whole.images)
+
+
+def test_a_preset_of_other_settings_needs_a_name_of_its_own(data):
+    """Rows say the config's settings of a preset."""
+    preset = ModelPool.preset("main_plus_similar", 0.1, width=4, depth=1, shape=data.shape)
+    with refused("main_plus_similar", "other settings", "name of its own"):
+        distill(CONFIG, data, pool=preset)
+    own = ModelPool(preset.members, shape=data.shape)
+    named = distill(replace(CONFIG, iterations=1), data, pool=own, progress=False)
+    assert named.config["pool"] == "custom"
+    agreed = replace(CONFIG, main_prob=0.1, iterations=1)
+    same = distill(agreed, data, pool=preset, progress=False)
+    assert torch.equal(
+        same.images,
+        distill(replace(agreed, pool="main_plus_similar"), data, progress=False).images,
+    )
+
+
+class Around(torch.nn.Module):
+    """A net that builds one of ddlib's within."""
+
+    def __init__(self, channels, side, classes):
+        super().__init__()
+        shape = {"channels": channels, "side": side, "classes": classes}
+        self.body = ddlib.build_net("MLP", stream(0, "body"), **shape)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_a_net_may_build_a_net(data, synset):
+    found = evaluate(synset, data, **(EVAL | {"nets": [Around]}))
+    assert found["accuracy"].between(0, 100).all()
+
+
+@pytest.mark.parametrize("command", [["work", "--part", "full_data"], []])
+def test_a_place_that_cannot_be_written_to_is_found_out_before_any_work(
+    command, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(module("training"), "train_nets", None)
+    (tmp_path / "file").write_text("")
+    where = "--store" if command else "--out"
+    place = str(tmp_path / "file" / "store")
+    assert launcher.main([*command, where, place, *(["--profile", "quick"])]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and "cannot write" in said.err and len(said.err) < 300
+    assert "failed" not in said.out
+
+
+def test_all_settings_of_a_study_lie_beside_its_results(tmp_path):
+    study = Study("quick", {"iterations": np.int64(5)}, out=tmp_path, progress=False)
+    study.begin()
+    path = study.runs / "settings.json"
+    about, written = json.loads(path.read_text()), path.stat().st_mtime_ns
+    assert about["iterations"] == 5 and about["name"] == "quick" and about["dataset"] == "digits"
+    study.begin()
+    assert path.stat().st_mtime_ns == written
+
+
+def test_an_extra_named_twice_is_refused():
+    with refused("extras", "metadd", "once"):
+        ddlib.DistillConfig(**SMALL, extras=("metadd", "metadd"))
+
+
+def test_what_json_cannot_hold_is_refused(tmp_path, synset):
+    with refused("JSON", "float32"):
+        replace(synset, recipe={"lrs": [np.float32(0.1)]}).save(tmp_path / "set")
+
+
+def test_a_protocol_may_give_its_outputs_as_a_list(data, synset):
+    def loss(outputs, labels, targets, config, epoch):
+        return torch.nn.functional.cross_entropy(outputs[0], labels)
+
+    own = ddlib.Protocol("listed", "never", loss, forward=lambda net, x, *_: [net(x), x.mean()])
+    found = evaluate(synset, data, protocol=own, **EVAL)
+    assert found["accuracy"].between(0, 100).all()
+
+
+def test_a_folder_is_named_with_what_follows_its_dot(tmp_path):
+    """CIFAR-10.1 is another test set than CIFAR-10."""
+    for split, label in itertools.product(("train", "test"), ("cat", "dog")):
+        folder = tmp_path / "cifar10.1" / split / label
+        folder.mkdir(parents=True)
+        for k in range(3):
+            Image.fromarray(np.full((8, 8, 3), 50 * k, np.uint8)).save(folder / f"{k}.png")
+    assert load_data(tmp_path / "cifar10.1", side=32, val_fraction=0).name == "cifar10.1"

@@ -192,7 +192,8 @@ POOLS = {
     )
 }
 POOLS |= {name: pool_of(name, **NETS[name]) for name in ("LeNet", "AlexNet", "VGG11")}
-POOLS["all"] = ModelPool.preset("total_random", width=8, width_factor=0.05, shape=colours().shape)
+EVERY = ModelPool.preset("total_random", width=8, width_factor=0.05, shape=colours().shape)
+POOLS["all"] = ModelPool(EVERY.members, shape=colours().shape)
 
 
 # What plain.distill does for a method, and how large its steps are: with frozen statistics images

@@ -176,7 +176,10 @@ def pickled(content: Any) -> bytes:
 
 
 def own(tensor: Tensor) -> Tensor:
-    """The same on the CPU, without the rest of what it may be a part of: torch.save writes that."""
+    """The same on the CPU, in float32 unless it holds whole numbers, without the rest of what it
+    may be a part of: torch.save writes that.
+    """
+    tensor = tensor.float() if tensor.is_floating_point() else tensor
     return tensor.cpu().clone(memory_format=torch.contiguous_format)
 
 

@@ -161,8 +161,11 @@ def read_layout(path: Path, layout: str, index: int, space: str | None, factor: 
     `Found.space` is then one of `SPACES`. Raises `DDError`, a line that says what is needed.
     """
     check_range("factor", factor, 1, MOST_TILES)
+    was_named = space is not None
     path, content = open_path(path)
     name = recognise(path, content) if layout == "auto" else layout
+    if index != -1 and name != "dc":
+        raise DDError(f"index is {index}, and {path} is in layout {name!r}; only 'dc' has several")
     try:
         found = READERS[name](path, content, index)
         images, labels = found.images, found.labels
@@ -196,7 +199,8 @@ def read_layout(path: Path, layout: str, index: int, space: str | None, factor: 
         )
     about: dict[str, Any] = {"pool": path.resolve().parent.name if name == "mtt" else path.stem}
     about |= {"layout": name} | dict(found.about) | ({"factor": factor} if factor > 1 else {})
-    return found._replace(images=images, labels=labels, space=space, about=about)
+    scale = None if was_named else found.scale
+    return found._replace(images=images, labels=labels, space=space, about=about, scale=scale)
 
 
 def open_path(path: Path) -> tuple[Path, Any]:
@@ -323,7 +327,7 @@ def matched_classes(
         return names, labels
     if set(names) <= set(known):
         return known, torch.tensor([known.index(name) for name in names])[labels]
-    if len(names) == len(known):
-        return known, labels
+    if len(names) == len(known) and not set(names) & set(known):
+        return known, labels  # numbers, say; names of which some are known stand in another order
     shown = ", ".join(names)[:60]
     raise DDError(f"{path} has classes {shown}; the data set's are {', '.join(known)[:100]}")

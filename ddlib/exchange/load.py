@@ -37,7 +37,12 @@ def load_synset(
     path = path / OWN if path.is_dir() and (path / OWN).is_file() and layout != "folder" else path
     own = not path.is_dir() and path.suffix not in (".pt", ".pth", ".npz")
     if layout == "ddlib" or (layout == "auto" and own):
-        return SyntheticSet.load(path)
+        synset = SyntheticSet.load(path)
+        check_choice("index of a set of ddlib's", index, (-1,))
+        check_choice("factor of a set of ddlib's", factor, (1,))
+        check_choice("space of this set", space, (None, synset.space))
+        check_choice("dataset of this set", dataset, ("cifar10", None, synset.dataset))
+        return synset
     found = read_layout(path, layout, index, space, factor)
     soft, about = found.labels.ndim == 2, dict(found.about)
     labels = found.labels.argmax(1) if soft else found.labels

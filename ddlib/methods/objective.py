@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 class Part:
     """Something a run is made of: images, an objective, an extra loss that remembers something."""
 
-    made: str  # its code and settings, before its first run
     # Of options that came later with another default: what runs did before, as their names say
     before: ClassVar[Mapping[str, Any]] = {}
 

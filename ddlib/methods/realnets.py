@@ -69,7 +69,8 @@ def pretrained(
             return RealNet(model.eval().requires_grad_(False), info["accuracy"])
     elif epochs != 0:
         train_on_real(model, data, seed, config, images, progress=progress)
-    accuracy, _ = measure_accuracy(model, *data.split("test"), config.precision)
+    with products(config.precision, data.device):
+        accuracy, _ = measure_accuracy(model, *data.split("test"), config.precision)
     info = known | {"accuracy": accuracy, "content": data.content}
     save_tensors(path, model.state_dict(), info)
     return RealNet(model.eval().requires_grad_(False), accuracy)

@@ -101,7 +101,7 @@ def study_files(rows: pd.DataFrame, profile: Profile) -> dict[str, str]:
         text, layout = caption(cells, rows, profile, number), wide(cells)
         files[f"table{number}.csv"] = to_csv(cells)
         files[f"table{number}.md"] = f"{text}\n\n{to_markdown(layout)}"
-        files[f"table{number}.tex"] = to_latex(layout, text)
+        files[f"table{number}.tex"] = to_latex(layout, text.partition("** ")[2])
     tidy = {
         "audit": audit(rows, scope),
         "claims": claims(cells_of_claims),

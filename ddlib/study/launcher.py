@@ -202,6 +202,7 @@ def run_notebooks(study: Study, arguments: Namespace) -> int:
         raise DDError(f"{given}; the notebooks compare ConvNet with other nets, and pools")
     print(study, flush=True)  # loads the data: a missing data set is found out here
     check_plan(plan(study.profile), study)
+    study.begin()
     parameters = {
         "profile": arguments.profile,
         "settings": arguments.settings,

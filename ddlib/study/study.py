@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,14 @@ from matplotlib.figure import Figure
 from ..config import DistillConfig
 from ..data import Data, load_data
 from ..distill import distill
+from ..methods import get_method
 from ..results import TRAINING, Results, read_results
 from ..run import snapshot_name, store_name
+from ..support.code import code_of
 from ..support.errors import DDError
 from ..support.machine import device_name, pick_device
-from ..support.store import ROOT, write_atomic
+from ..support.public import plain
+from ..support.store import ROOT, dumps, write_atomic
 from ..synset import SyntheticSet
 from .given import GIVEN
 from .plan import POOLS, ImageSet, Sweep, Task, plan, select
@@ -57,12 +61,13 @@ class Study:
         self.out = Path(out or os.environ.get(OUT_VARIABLE) or ROOT).resolve()
         self.data_root = Path(data_root or ROOT / "data").resolve()
         self.progress, self.client = progress, client
-        self.origin = profile, json.dumps(settings or {}), str(self.out), device
+        self.origin = profile, json.dumps(settings or {}, default=plain), str(self.out), device
         self.name = study_name(self.profile)
         self.runs, self.figures = (self.out / part / self.name for part in ("runs", "figures"))
         self.written: list[Path] = []
         self.chosen: dict[Sweep, float] = {}  # see `tasks.chosen_value`
-        self.load, self.path = lru_cache(64)(self._load), lru_cache(None)(self._path)
+        self._given, self._read = lru_cache(64)(self._given_set), lru_cache(64)(SyntheticSet.load)
+        self._folder = lru_cache(None)(self._folder_of)
 
     def __reduce__(self) -> tuple:
         return in_this_process, (*self.origin, str(self.data_root))
@@ -83,20 +88,29 @@ class Study:
         place = images.pool, images.seed, images.ipc, images.method
         return self.profile.distill_config(*place, **dict(images.changes))
 
-    def _path(self, images: ImageSet) -> Path:
-        """The file of a distilled set; log and checkpoint lie beside it. `path` remembers them."""
-        folder = self.runs / "distill" / store_name(self.config(images), self.data)
-        return folder / snapshot_name(images.iteration)
+    def path(self, images: ImageSet) -> Path:
+        """The file of a distilled set; log and checkpoint lie beside it. A method of one's own has
+        other files once its code is another.
+        """
+        method = self.profile.methods.get(images.method, {}).get("method", images.method)
+        code = code_of(get_method(method).objective)
+        return self._folder(replace(images, iteration=0), code) / snapshot_name(images.iteration)
+
+    def _folder_of(self, images: ImageSet, code: str) -> Path:
+        """The folder of a distillation; `_folder` remembers it."""
+        name = store_name(self.config(images), self.data)
+        return self.runs / "distill" / "-".join(filter(None, (name, code[:8])))
 
     def has(self, images: ImageSet) -> bool:
         """Whether a set is there; those that are given always are."""
         return images.are_given or self.path(images).is_file()
 
-    def _load(self, images: ImageSet) -> SyntheticSet:
-        """A set that is there; `load` remembers the last ones."""
-        if images.are_given:
-            return GIVEN[images.method](self, images)
-        return SyntheticSet.load(self.path(images))
+    def load(self, images: ImageSet) -> SyntheticSet:
+        """A set that is there; the last ones are remembered."""
+        return self._given(images) if images.are_given else self._read(self.path(images))
+
+    def _given_set(self, images: ImageSet) -> SyntheticSet:
+        return GIVEN[images.method](self, images)
 
     def distill(
         self, images: ImageSet, stop: Stop | None = None, progress: bool = True
@@ -125,6 +139,14 @@ class Study:
         tasks = select(plan(self.profile, part), **filters)
         self.do(tasks)
         return self.rows(tasks)
+
+    def begin(self) -> None:
+        """Write all settings beside the results. Raises `DDError` where nothing can be written, so
+        that it is known before anything is trained.
+        """
+        path, text = self.runs / "settings.json", dumps(asdict(self.profile))
+        if not (path.is_file() and path.read_text() == text):
+            write_atomic(path, text)
 
     def do(self, tasks: Sequence[Task]) -> None:
         """Do tasks, on `client`'s workers if there is one, under a bar.

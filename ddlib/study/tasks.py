@@ -50,7 +50,7 @@ def check_plan(tasks: Iterable[Task], study: "Study") -> None:
             checked.add(alike)
             check_ipc(images.ipc or 1, data)
             if not images.are_given:
-                pool_of(settled(study.config(images), data, None, None), data.shape)
+                pool_of(settled(study.config(images), data, None), data.shape)
         if isinstance(task, Train) and not task.chosen:
             held_out = "val" in splits(task.split)
             if (key := (task.net, task.protocol, task.teacher, task.settings)) not in checked:
@@ -219,6 +219,7 @@ def run_plan(
     longer on this machine than is left. `say` gets a summary and, unless a bar shows them, a line
     for each task; None: a bar. Raises `DDError` if the cluster is lost.
     """
+    study.begin()
     engine = in_series
     if study.client is not None:
         from .cluster import on_cluster as engine  # the only place that needs Dask

@@ -18,6 +18,7 @@ CACHED = type(functools.cache(len))
 WRITTEN = (types.FunctionType, type, functools.partial, CACHED)
 FIXED = (*PLAIN, *WRITTEN, tuple, torch.Tensor, torch.nn.Module)
 UNWRITTEN = ("__module__", "__dict__", "__weakref__", "__doc__", "__firstlineno__")
+UNWRITTEN += ("__slotnames__",)  # which copying an object leaves with its class
 
 
 def code_of(thing: Any) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-_global_generator = threading.Lock()  # distillations side by side share the process
+# Distillations side by side share the process; a net may build another
+_global_generator = threading.RLock()
 
 
 def stream(seed: int, *names: object) -> torch.Generator:

@@ -85,7 +85,10 @@ def packed(tensors: Mapping[str, Tensor], info: Any) -> bytes:
     fingerprints of all of them.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(info)
+    try:
+        text = json.dumps(info)
+    except TypeError as error:
+        raise DDError(f"a description of tensors must be JSON: {first_line(error)}") from error
     digests = {"": digest(text)} | {name: tensor_digest(x) for name, x in plain.items()}
     return to_bytes(plain, {"ddlib": text, "sha256": json.dumps(digests)})
 

@@ -91,7 +91,9 @@ class Watch:
 
     def __init__(self, every: int = 10) -> None:
         check_range("every", every, 1)
-        self.every, self.handle = every, None
+        self.every = every
+        self.run: Run | None = None
+        self.handle: Any = None
 
     def __call__(self, k: int, run: Run) -> None:
         if k % self.every and k < run.config.iterations:
@@ -103,12 +105,13 @@ class Watch:
             return
         from IPython.display import display
 
-        picture = base64.b64encode(run.current().thumbnails(ZOOM)).decode()
-        image = f'<img src="data:image/png;base64,{picture}">'
-        page = f"{image}<br>{curve(losses)}<br>{text}"
-        bundle = {"text/plain": text, "image/png": picture, "text/html": page}
-        if self.handle is None:
-            self.handle = display(bundle, raw=True, display_id=True)
+        bundle, page = {"text/plain": text}, f"{curve(losses)}<br>{text}"
+        if (synset := run.current()).has_pictures:
+            bundle["image/png"] = base64.b64encode(synset.thumbnails(ZOOM)).decode()
+            page = f'<img src="data:image/png;base64,{bundle["image/png"]}"><br>{page}'
+        bundle["text/html"] = page
+        if run is not self.run:
+            self.run, self.handle = run, display(bundle, raw=True, display_id=True)
         else:
             self.handle.update(bundle, raw=True)
 
@@ -134,6 +137,8 @@ def look(*synsets: SyntheticSet, names: tuple[str, ...] = ()) -> Look:
     titles = names or tuple(title_of(one) for one in synsets)
     if not synsets or len(set(titles)) != len(synsets):
         raise DDError(f"{len(synsets)} sets have the names {list(titles)}; needed: one each")
+    for synset in synsets:
+        synset.pixels01()  # which refuses sets that have no pictures
     return Look(dict(zip(titles, synsets, strict=True)))
 
 
@@ -184,7 +189,8 @@ def nearest(
         ours = see(synset.images.to(data.device, data.x_train.dtype)).flatten(1).double()
         parts = []
         for images in data.x_train.split(AT_ONCE):
-            parts.append(torch.cdist(ours, see(images).flatten(1).double()))
+            theirs = see(images).flatten(1).double()  # by differences: a copy is at 0
+            parts.append(torch.cdist(ours, theirs, compute_mode="donot_use_mm_for_euclid_dist"))
     distances = torch.cat(parts, 1) / ours.shape[1] ** 0.5
     if same_class:
         other = synset.labels.to(data.device)[:, None] != data.y_train[None]
