@@ -325,9 +325,9 @@ def dots(
     return finish(figure, title, below + missing)
 
 
-def heat_map(cells: pd.DataFrame, title: str, intervals: bool = False) -> Figure:
-    """Images and arm x net: mean accuracy, with `intervals` ± half of each 95% interval below it;
-    the colour is relative to the net's best, by its range or `CONTRAST`.
+def heat_map(cells: pd.DataFrame, title: str) -> Figure:
+    """Images and arm x net: mean accuracy; the colour is relative to the net's best, by its range
+    or `CONTRAST`.
 
     `cells`: of `tables.table`. Nets that were trained on the full data have no colour.
     """
@@ -336,13 +336,11 @@ def heat_map(cells: pd.DataFrame, title: str, intervals: bool = False) -> Figure
     low, high = (compared.groupby(cells["net"]).transform(end) for end in ("min", "max"))
     share = 1 - (high - compared) / (high - low).clip(lower=CONTRAST)
     colours = np.full((len(lines), len(nets)), np.nan)
-    figure, (axis,) = panels(1, 6.4, (0.5 if intervals else 0.36) * len(lines) + 0.6)
+    figure, (axis,) = panels(1, 6.4, 0.36 * len(lines) + 0.6)
     for cell, name, value in zip(cells.to_dict("records"), line_names(cells), share, strict=True):
         y, x = lines.index(name), nets.index(cell["net"])
         colours[y, x] = value
         text = f"{cell['mean']:.1f}" + "†" * given_one_set(cell) + "✕" * bool(cell["diverged"])
-        if intervals and cell["df"]:
-            text += f"\n± {cell['high'] - cell['mean']:.1f}"
         axis.text(x, y, text, ha="center", va="center", fontsize=9)
     known = {(name, cell) for name, cell in zip(line_names(cells), cells["net"], strict=True)}
     missing = [place for place in product(lines, nets) if place not in known]
