@@ -33,7 +33,6 @@ from .sentences import (
     control_sentence,
     large_gains_sentence,
     losses_sentences,
-    other_half_sentence,
 )
 
 PAPER = ROOT / "paper"
@@ -117,7 +116,7 @@ def authors_sets(rows: pd.DataFrame, profile: Profile) -> str:
     if theirs.empty:
         return ""
     found = [control_sentence(control(rows)), losses_sentences(theirs)]
-    return " ".join(text.strip() for text in [*found, other_half_sentence(rows, scope)])
+    return " ".join(text.strip() for text in found)
 
 
 def study(profile: Profile, rows: pd.DataFrame, folder: Path) -> dict:

@@ -209,8 +209,8 @@ def large_gains_sentence(rows: pd.DataFrame, scope: Scope) -> str:
     left = printed[printed["agrees"] == ""].to_dict("records")
     cells = ", ".join(f"{one['net']}, {images_in(one)}" for one in left)
     return (
-        f"Table 4 prints {len(printed)} gains by KD of a point or more. On the same images, "
-        f"without any teacher, a whole cross-entropy adds to half a one {'; '.join(told)}"
+        f"Table 4 prints {len(printed)} gains by KD of a point or more. On the authors' own "
+        f"images, without any teacher, a whole cross-entropy adds to half a one {'; '.join(told)}"
         + f"; not judged: {cells}" * bool(cells)
         + ".\n"
     )
