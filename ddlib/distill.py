@@ -128,7 +128,7 @@ def settled(
         role = next(role for role in given if lost[0] in options_of(parts[role]))
         named = f"method {config.method!r}" if role == "objective" else f"images {config.images!r}"
         what = f"option {lost[0]!r} belongs to {named}, which {role}= replaces"
-        raise DDError(f"{what}; give the {role} its own when made")
+        raise DDError(f"{what}; set it where that is made")
     check_ipc(config.ipc, data)
     config = config.resolved()
     held = min(data.counts())

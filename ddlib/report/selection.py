@@ -35,9 +35,9 @@ NAN = float("nan")
 SETTING = ["epochs", "batch", "momentum", "weight_decay", "norm", "precision"]
 
 
-def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """Rows on `split` with the columns `images` and `arm`; the same net stands in two arms if it
-    belongs to both.
+def arms(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows on test images with the columns `images` and `arm`; the same net stands in two arms if
+    it belongs to both.
 
     `CE`: plain cross-entropy at the default learning rate; `CE, augmented`: on images augmented as
     by DSA. `CE, lr chosen` and `KD`: learning rate and temperature at which the validation images
@@ -49,7 +49,7 @@ def arms(rows: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """
     rows = comparable(rows)
     rows = rows.assign(images=images_of(rows))
-    tested = rows[(rows["split"] == split) & (rows["images"] != "")]
+    tested = rows[(rows["split"] == "test") & (rows["images"] != "")]
     protocol, default = tested["protocol"], EvalConfig()
     with_teacher, released = tested["teacher"] != "", protocol == "authors-2023"
     plain, swept = tested["augment"] == "", rows[rows["augment"] == ""]

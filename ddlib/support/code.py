@@ -17,8 +17,10 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None))
 CACHED = type(functools.cache(len))
 WRITTEN = (types.FunctionType, type, functools.partial, CACHED)
 FIXED = (*PLAIN, *WRITTEN, tuple, torch.Tensor, torch.nn.Module)
-UNWRITTEN = ("__module__", "__dict__", "__weakref__", "__doc__", "__firstlineno__")
-UNWRITTEN += ("__slotnames__",)  # which copying an object leaves with its class
+# The last one is what copying an object leaves with its class
+UNWRITTEN = (
+    *("__module__", "__dict__", "__weakref__", "__doc__", "__firstlineno__", "__slotnames__"),
+)
 
 
 def code_of(thing: Any) -> str:
