@@ -47,7 +47,8 @@ def distill(
 
     `pool`: by default the preset that `config.pool` names. `objective`, `images`: your own, an
     object or its class, instead of those that the config names. `extras`: more losses to add to the
-    method's; what they remember is kept if they are `methods.Part`s. `store`: a folder for the log
+    method's; what they remember is kept if they are `methods.Part`s. Objects that are such parts
+    stay as they are: the run has copies, `run.parts` in a callback. `store`: a folder for the log
     (`log.csv`), snapshots (`it00100.safetensors`) and a checkpoint; with `resume`, a run that was
     interrupted goes on from it, bit for bit on a CPU, a finished one is read back, or goes on if
     more iterations are asked for (not where parts are your own: these may count on an end). After

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from ddlib.datasets import DATASETS
+from ddlib.identity import set_key
 from ddlib.methods import METHODS
 from ddlib.nets import NETS
 from ddlib.report.audit import VERDICTS, simulate_verdicts, spreads_of_nets
@@ -26,6 +27,7 @@ from ddlib.report.publish import (
 from ddlib.results import read_results
 from ddlib.study import PROFILES
 from ddlib.support.store import ROOT
+from ddlib.synset import SyntheticSet
 
 README = (ROOT / "README.md").read_text()
 STUDIES = ("cifar10-small", "paper-fast", "paper")
@@ -72,6 +74,13 @@ def test_the_hours_of_a_distillation_count_once_however_many_iterations_are_kept
     hours = sets.groupby(["method", "pool", "ipc", "seed"])["seconds"].max().sum() / 3600
     assert sets["seconds"].sum() / 3600 > hours + 0.06
     assert f"planned sets ({hours:.1f} hours)" in rows_text("cifar10-small")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "paper" / "sets").glob("*.safetensors")))
+def test_committed_sets_are_those_that_were_evaluated(path):
+    study = re.match(r"(.*?)(-dm)?-ipc", path.stem).group(1)
+    sets = pd.read_csv(ROOT / "paper" / "results" / study / "sets.csv")
+    assert set_key(SyntheticSet.load(path)) in set(sets["set"])
 
 
 def test_no_committed_row_is_of_the_faulty_path():

@@ -469,15 +469,24 @@ def test_published_sets_are_the_latest_of_each_method(tmp_path):
     study = make(tmp_path, methods={"dm": {"method": "dm", "iterations": 3, "snapshots": [2]}})
     last = {"main": 4, "main_plus_similar": 2, "total_random": 2}
     sets = [ImageSet("dc", pool, 1, 0, k) for pool, k in last.items()]
-    others = ImageSet("dm", "main", 1, 0, 2), ImageSet("dc", "main", 1, 1, 4)  # not the first seed
+    others = ImageSet("dm", "main", 1, 0, 2), ImageSet("dc", "main", 1, 1, 4)
     run_plan(study, [*sets, *others], say=None)
     study.publish_sets(study.out / "paper")
     names = {path.stem for path in study.written if path.suffix == ".safetensors"}
-    ends = {"ipc1-main": 4, "ipc1-main_plus_similar": 2, "dm-ipc1-main": 2}
-    assert names == {f"{study.name}-{place}-s0" for place in ends}
+    ends = {"ipc1-main-s0": 4, "ipc1-main_plus_similar-s0": 2, "dm-ipc1-main-s0": 2}
+    ends |= {"ipc1-main-s1": 4}
+    assert names == {f"{study.name}-{place}" for place in ends}
     for place, iteration in ends.items():
-        path = study.out / "paper" / "sets" / f"{study.name}-{place}-s0.safetensors"
+        path = study.out / "paper" / "sets" / f"{study.name}-{place}.safetensors"
         assert ddlib.load_synset(path).iteration == iteration
+
+
+def test_of_committed_sets_those_of_the_first_seed_are_shown(tmp_path):
+    """`paper-fast` has five of each kind."""
+    shown = Study("paper-fast", out=tmp_path, progress=False).published_sets()
+    assert list(shown) == ["baseline\niteration 50", "model pool\niteration 50"]
+    assert {one.config["seed"] for one in shown.values()} == {0}
+    assert len([*(ROOT / "paper" / "sets").glob("paper-fast-ipc1-*.safetensors")]) == 10
 
 
 def test_without_a_figure_nothing_is_saved(tmp_path):

@@ -177,13 +177,13 @@ class Study:
             self.written += [target / "sets.csv", target / "rows.csv"]
 
     def publish_sets(self, folder: Path) -> None:
-        """Save the first seed's latest set of each method and ipc, of the main model alone and of
-        the model pool, to `folder`/sets.
+        """Save the latest set of each method, ipc and seed, of the main model alone and of the
+        model pool, to `folder`/sets.
         """
         p, latest = self.profile, {}
         sets = [task for task in plan(p) if isinstance(task, ImageSet) and not task.changes]
         for one in sorted(sets, key=lambda one: one.iteration):
-            if one.pool in POOLS and one.seed == p.seeds[0] and self.has(one):
+            if one.pool in POOLS and self.has(one):
                 method = "" if one.method == "dc" else f"-{one.method}"
                 latest[f"{self.name}{method}-ipc{one.ipc}-{one.pool}-s{one.seed}"] = one
         for name, one in latest.items():
@@ -191,9 +191,13 @@ class Study:
             self.written.append(self.load(one).save(path))
 
     def published_sets(self) -> dict[str, SyntheticSet]:
-        """The committed sets of this study at its smallest ipc, if there are any, by label."""
+        """The committed sets of this study at its smallest ipc and first seed, if there are any, by
+        label.
+        """
         titles = dict(zip(POOLS, ("baseline", "model pool"), strict=True))
-        paths = sorted((ROOT / "paper" / "sets").glob(f"{self.name}-ipc*.safetensors"))
+        paths = sorted(
+            (ROOT / "paper" / "sets").glob(f"{self.name}-ipc*-s{self.profile.seeds[0]}.safetensors")
+        )
         sets = [SyntheticSet.load(path) for path in paths]
         shown = [one for one in sets if one.ipc == min(each.ipc for each in sets)]
         return {f"{titles[s.config['pool']]}\niteration {s.iteration}": s for s in shown}
