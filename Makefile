@@ -7,6 +7,11 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 unexport JUPYTER_PATH
 
+# Notebooks that train run two at a time, sharing what both need; then those that only read what the others made.
+NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg -W default
+COMPUTING := $(patsubst %,notebooks/%.ipynb,01_distill 02_pool_ablation 03_kd_eval 06_methods 00_explore)
+READING := $(patsubst %,notebooks/%.ipynb,04_tables 05_audit)
+
 .PHONY: reproduce test test-cluster attack tables report bench gpu-smoke paper paper-status lint notebooks colab constraints clean
 
 reproduce: $(BIN)/.installed  ## all notebooks with PROFILE=quick, cifar10-small, methods-small, paper-fast or paper; goes on where it was stopped
@@ -17,8 +22,9 @@ test: $(BIN)/.installed  ## all tests: linter, types, pytest, and nbval over the
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto tests
-	out=$$(mktemp -d) && TQDM_DISABLE=1 DDLIB_OUT=$$out $(BIN)/python -m pytest --nbval --nbval-current-env \
-		--nbval-sanitize-with tests/sanitize.cfg -W default notebooks; status=$$?; rm -rf $$out; exit $$status
+	out=$$(mktemp -d); export TQDM_DISABLE=1 DDLIB_OUT=$$out; \
+	OMP_NUM_THREADS=$$((($$(nproc) + 1) / 2)) $(NBVAL) -n 2 --dist loadfile $(COMPUTING) && $(NBVAL) $(READING); \
+	status=$$?; rm -rf $$out; exit $$status
 
 test-cluster: $(BIN)/.installed  ## workers and schedulers that are killed, real processes: minutes
 	$(BIN)/python -m pytest -m cluster tests/test_cluster.py

@@ -154,3 +154,11 @@ def test_on_colab_the_notebook_shows_the_committed_results_of_what_it_fetches(re
 def test_another_address_is_refused(readers, url):
     with refused("needed: https://github.com/OWNER/NAME"):
         add_colab(url, readers)
+
+
+def test_every_notebook_is_run_and_compared():
+    """Those that train two at a time, then those that read."""
+    makefile = (ROOT / "Makefile").read_text()
+    listed = re.findall(r"^(?:COMPUTING|READING) := .*?%\.ipynb,(.*)\)$", makefile, re.MULTILINE)
+    names = [path.stem for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert sorted(" ".join(listed).split()) == sorted(names)

@@ -26,6 +26,7 @@ from .audit import (
     compatible,
     effect_text,
     error_rates,
+    sentence,
     spreads_of_nets,
 )
 from .figures import dots, effects, member_losses
@@ -152,10 +153,18 @@ def docs_parts(profile: str) -> dict[str, str]:
         "schedules": schedules_text(profile),
         "distillation times": to_markdown(times_table(profile)),
         "half a cross-entropy": half_ce_sentences(rows, scope),
+        "half a cross-entropy, short schedule": on_sets("half-ce"),
+        "chosen rate, short schedule": on_sets("lr"),
         "theirs, by net": half_ce_by_ipc(released_rows(rows), scope),
         "rule": "> " + RULE.replace("\n", "\n> ") + "\n",
         "error rates": to_markdown(rates_shown().round(2)),
     }
+
+
+def on_sets(point: str) -> str:
+    """What a point of the audit says under the short schedule: with intervals over sets."""
+    lines = audit(committed_rows(SHORT), scope_of(PROFILES[SHORT]))
+    return sentence(lines[(lines["point"] == point) & (lines["net"] != "ConvNet")]) + "\n"
 
 
 def publish_rates() -> None:
