@@ -7,9 +7,9 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 unexport JUPYTER_PATH
 
-# Notebooks that train run two at a time, the longest first, and share what both need; then those that only read.
+# Notebooks that train run two at a time and share what both need; then those that only read.
 NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg -W default
-COMPUTING := $(patsubst %,notebooks/%.ipynb,03_kd_eval 06_methods 01_distill 02_pool_ablation 00_explore)
+COMPUTING := $(patsubst %,notebooks/%.ipynb,01_distill 02_pool_ablation 03_kd_eval 06_methods 00_explore)
 READING := $(patsubst %,notebooks/%.ipynb,04_tables 05_audit)
 
 .PHONY: reproduce test test-cluster attack tables report bench gpu-smoke paper paper-status lint notebooks colab constraints clean
