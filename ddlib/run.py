@@ -165,12 +165,12 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        torch.set_num_threads(self._threads_before)
         stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
         if kind is None or stopped:
             self._save()
         for part in self.parts.values():
             part.close()
-        torch.set_num_threads(self._threads_before)
         if stopped:
             place = f"saved in {self.store}; call again to go on" if self.store else "nothing saved"
             raise KeyboardInterrupt(f"stopped at iteration {self.iteration}: {place}") from None

@@ -169,7 +169,7 @@ class Training(Epoch):
 
 
 def in_type(outputs: Any, dtype: torch.dtype) -> Any:
-    """A tensor, or a tuple of them, in a floating-point type."""
+    """A tensor, or several, in a floating-point type."""
     if isinstance(outputs, tuple | list):
         return tuple(output.to(dtype) for output in outputs)
     return outputs.to(dtype)

@@ -114,6 +114,15 @@ def test_agreement_adds_the_noise_of_both(printed, answer):
     assert agrees({"mean": 1.0, "high": 2.0, "df": 0}, printed, 1.0) == ""
 
 
+def test_effects_of_diverged_nets_have_a_star_that_markdown_leaves_alone():
+    rows = make_rows()
+    rows.loc[(rows["protocol"] == "kd") & (rows["net"] == "VGG11"), "diverged"] = True
+    lines = audit(rows, SCOPE)
+    said = sentence(lines[lines["point"] == "kd"])
+    assert re.search(r"VGG11 [^\]]*\]\\\*", said) and re.search(r"MLP [^\]]*\],", said)
+    assert said.count("*") == said.count("\\*") == said.count("VGG11")
+
+
 def test_what_has_no_rows_is_listed_and_empty():
     rows = make_rows()
     rows = rows[~((rows["protocol"] == "kd") & (rows["net"] == "VGG11"))]

@@ -337,10 +337,10 @@ def decisive(cells: Sequence[dict], mean: dict, rule: str, found: str) -> str:
     if missing and not contradicted:
         return f"{', '.join(missing)} missing"
     if rule == "mean":
-        return f"mean {marked(mean)}, n {mean['n']}"
+        return f"mean {effect_text(mean)}, n {mean['n']}"
     least = min(cells, key=lambda c: p_below(c, MARGIN) if contradicted else -p_above(c))
     several = len({cell["comparison"] for cell in cells}) > 1
-    return f"{least['net']} {marked(least)}" + f" ({least['comparison']})" * several
+    return f"{least['net']} {effect_text(least)}" + f" ({least['comparison']})" * several
 
 
 def evidence(measured: Sequence[dict], mean: dict) -> str:
@@ -349,23 +349,25 @@ def evidence(measured: Sequence[dict], mean: dict) -> str:
         return "No rows yet."
     texts = []
     for name in dict.fromkeys(cell["comparison"] for cell in measured):
-        shown = [f"{c['net']} {marked(c)}" for c in measured if c["comparison"] == name]
+        shown = [f"{c['net']} {effect_text(c)}" for c in measured if c["comparison"] == name]
         texts.append(f"{name}: {', '.join(shown)}")
     n = " or ".join(dict.fromkeys(cell["n"] for cell in measured))
-    average = f"; mean {marked(mean)}" if mean["n"] else ""
+    average = f"; mean {effect_text(mean)}" if mean["n"] else ""
     average += f" (n {mean['n']})" * (mean["n"] not in ("", n))
     return f"{'; '.join(texts)}{average}; n {n}."
 
 
-def marked(cell: dict) -> str:
-    """`effect_text`, with a star where nets diverged, which stay in the mean."""
-    return effect_text(cell) + "*" * bool(cell["diverged"])
-
-
 def effect_text(cell: dict) -> str:
-    """An effect with its interval: "+1.4 [+0.9, +1.9]"."""
+    """An effect with its interval, and a star where nets diverged, which stay in the mean: "+1.4
+    [+0.9, +1.9]*".
+    """
     bounds = f" [{signed(cell['low'])}, {signed(cell['high'])}]" if cell["df"] else " (no interval)"
-    return signed(cell["mean"]) + bounds
+    return signed(cell["mean"]) + bounds + "*" * bool(cell.get("diverged"))
+
+
+def escaped(text: str) -> str:
+    """Text whose stars Markdown leaves alone."""
+    return text.replace("*", "\\*")
 
 
 def signed(value: float) -> str:
@@ -524,7 +526,7 @@ def tau_on_test(rows: pd.DataFrame, images: str, ipc: int, iteration: int) -> pd
 
 
 def sentence(lines: pd.DataFrame) -> str:
-    """What the lines of one point say together, in words."""
+    """What the lines of one point say together, in words, as Markdown."""
     measured = lines[lines["outcome"] != MISSING]
     if measured.empty:
         return "Not measured yet."
@@ -532,7 +534,7 @@ def sentence(lines: pd.DataFrame) -> str:
     for (name, ipc), group in measured.groupby(["comparison", "ipc"], sort=False):
         shown = [f"{cell['net']} {effect_text(cell)}" for cell in group.to_dict("records")]
         one = given(group.to_dict("records"))
-        texts.append(f"{name} (ipc {ipc}{one}): {', '.join(shown)}.")
+        texts.append(f"{name} (ipc {ipc}{one}): {escaped(', '.join(shown))}.")
     missing = len(lines) - len(measured)
     return " ".join(texts) + (
         f" {missing} of {len(lines)} cells are not measured." if missing else ""

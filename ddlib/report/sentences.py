@@ -24,6 +24,7 @@ from .audit import (
     claims,
     differences,
     effect_text,
+    escaped,
     pick,
     signed,
 )
@@ -47,7 +48,9 @@ def mean_gains_sentence(verdicts: pd.DataFrame) -> str:
     if own.empty:
         return ""
     lines = own.to_dict("records")
-    gains = ", ".join(f"{one['method']} {one['mean gain']} ({one['verdict']})" for one in lines)
+    gains = ", ".join(
+        f"{one['method']} {escaped(one['mean gain'])} ({one['verdict']})" for one in lines
+    )
     ns = " or ".join(dict.fromkeys(own["n"]))
     nets = own["measured"].iloc[0].rpartition(" of ")[2]
     return f"What the model pool adds, mean over {nets}, plain cross-entropy, n {ns}: {gains}.\n"
@@ -225,7 +228,8 @@ def half_ce_lines(rows: pd.DataFrame, scope: Scope) -> pd.DataFrame:
 def listed(lines: pd.DataFrame) -> str:
     """The cells of such lines, each beside what is printed, in brackets; "" without lines."""
     texts = [
-        f"{one['net']}, {images_in(one)}: {effect_text(one)}, printed {signed(one['published'])}"
+        f"{one['net']}, {images_in(one)}: {escaped(effect_text(one))}, "
+        f"printed {signed(one['published'])}"
         for one in lines.to_dict("records")
     ]
     return f" ({'; '.join(texts)})" if texts else ""
@@ -402,8 +406,3 @@ def at_chance(rows: pd.DataFrame) -> str:
     dead = (rows["accuracy"] == CHANCE).sum()
     text = f" ({dead} of {len(rows)} nets end at {CHANCE:g}%, {rows['diverged'].sum()} diverged)"
     return text * bool(dead)
-
-
-def escaped(text: str) -> str:
-    """Text whose stars Markdown leaves alone."""
-    return text.replace("*", "\\*")
